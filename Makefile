@@ -1,0 +1,54 @@
+# Every target sets up its own environment: python3 with venv, gcc and make are all a machine needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# -m "" also runs what is marked slow.
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help env lint format test test-all demo bench wheel clean
+
+help:
+	@echo "make lint      ruff and mypy (strict)"
+	@echo "make format    let ruff rewrite the sources"
+	@echo "make test      the tests that take less than a minute together"
+	@echo "make test-all  those marked slow as well"
+	@echo "make demo      train, checkpoint and generate on three local processes (minutes)"
+	@echo "make bench     the executor's benchmark: one table, JSON in benchmarks/results/"
+	@echo "make wheel     build the wheel and import it from a fresh environment"
+
+env: $(STAMP)
+
+# setuptools comes first and from the constraints, so that no build fetches one of its own choice.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev,hf]"
+	touch $@
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: env
+	$(PYTEST)
+
+test-all: env
+	$(PYTEST) -m ""
+
+demo: env
+	cd examples && ../$(BIN)/python demo.py
+
+bench: env
+	$(BIN)/python -m benchmarks.executor
+
+wheel: env
+	.ci/wheel $(VENV)
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis outputs

@@ -1,0 +1,1 @@
+"""Hydra configs, installed as ``lightning_edge.conf`` (reached by ``pkg://lightning_edge.conf``)."""
