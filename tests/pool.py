@@ -1,0 +1,319 @@
+"""Resident worker processes for tests that need several ranks.
+
+``import torch, lightning`` costs seconds per process, so the processes stay and only the functions
+change::
+
+    def ranks_add_up(rank, world_size, start):
+        return start + rank
+
+    def test_ranks_add_up(pool):
+        assert pool.run(ranks_add_up, 3, 10) == [10, 11, 12]
+
+    test process                       worker (own process group, own log file)
+    +-----------+   socket pair        +----------------------------------------+
+    | Pool.run  | -- job (pickle) -->  | reader thread: EOF = parent gone = die |
+    |           | <-- answer --------- | main thread: environment, function     |
+    +-----------+                      +----------------------------------------+
+
+A worker cannot outlive the test process: the reader thread sees the end of the socket, and on Linux
+the kernel kills it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import importlib
+import importlib.util
+import os
+import pickle
+import queue
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+GRACE_S = 5.0  # how long the other ranks may take to end once one has failed
+
+
+class WorkerError(RuntimeError):
+    """A rank raised, died or did not answer in time; the text has its traceback and its output."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """Stands in the results for a rank that was allowed to die (``may_die``)."""
+
+    returncode: int
+
+
+class Pool:
+    """Worker processes started when first needed and kept until `close`."""
+
+    def __init__(self) -> None:
+        self._workers: list[_Worker] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="pool-")
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the resident workers, for checks that look for left-over processes."""
+        return tuple(worker.process.pid for worker in self._workers)
+
+    def run(
+        self,
+        fn: Callable[..., Any],
+        world_size: int,
+        *args: Any,
+        timeout: float = 60,
+        env: Mapping[str, str | None] | None = None,
+        may_die: Collection[int] = (),
+    ) -> list[Any]:
+        """Call ``fn(rank, world_size, *args)`` on every rank and return the results in rank order.
+
+        Args:
+            fn: A module-level function; ``args`` and what it returns must be picklable.
+            world_size: Number of ranks.
+            timeout: Seconds for all ranks together; who has not answered then is killed, replaced.
+            env: Further environment variables; ``None`` removes one. All are restored afterwards.
+            may_die: Ranks whose process may end inside ``fn``; their result is `Died`.
+
+        Raises:
+            WorkerError: A rank raised, died or hung. The first rank that failed is named first.
+        """
+        self._start(world_size)
+        team = self._workers[:world_size]
+        variables = {**_rank_environment(world_size), **(env or {})}
+        for rank, worker in enumerate(team):
+            worker.send((_reference(fn), rank, world_size, args, variables))
+        answers: dict[int, _Answer] = {}
+        failures: list[str] = []
+        deadline_s = time.monotonic() + timeout
+        while len(answers) < world_size:
+            waiting = {team[r].connection: r for r in range(world_size) if r not in answers}
+            ready = wait(list(waiting), max(0.0, deadline_s - time.monotonic()))
+            if not ready:
+                break
+            for connection in ready:
+                rank = waiting[connection]  # type: ignore[index]
+                answer = answers[rank] = team[rank].receive(may_die=rank in may_die)
+                if not answer.ok:
+                    failures.append(
+                        f"rank {rank} of {world_size} {answer.text}\n{team[rank].output()}"
+                    )
+                    deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
+        for rank in sorted(set(range(world_size)) - set(answers)):
+            after = f"{GRACE_S:g} s after another rank failed" if failures else f"{timeout:g} s"
+            stacks = team[rank].stacks()
+            failures.append(f"rank {rank} of {world_size} had not returned after {after}\n{stacks}")
+            team[rank].kill()
+        self._workers = [worker for worker in self._workers if worker.alive()]
+        if failures:
+            raise WorkerError("\n\n".join(failures))
+        return [answers[rank].value for rank in range(world_size)]
+
+    def close(self) -> None:
+        """End all workers and remove their log files."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+        self._folder.cleanup()
+
+    def _start(self, count: int) -> None:
+        self._workers = [worker for worker in self._workers if worker.alive()]
+        while len(self._workers) < count:
+            self._workers.append(_Worker(Path(self._folder.name)))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    ok: bool
+    value: Any = None
+    text: str = ""
+
+
+class _Worker:
+    """The test process' end of one worker."""
+
+    def __init__(self, folder: Path) -> None:
+        ours, theirs = socket.socketpair()
+        handle, name = tempfile.mkstemp(suffix=".log", dir=folder)
+        os.close(handle)
+        self.log = Path(name)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno()), name],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def send(self, job: Any) -> None:
+        # Bytes within bytes: its classes can be found only once the worker has our search path.
+        self.connection.send_bytes(pickle.dumps((list(sys.path), pickle.dumps(job))))
+
+    def receive(self, may_die: bool) -> _Answer:
+        try:
+            return _Answer(*pickle.loads(self.connection.recv_bytes()))
+        except (EOFError, OSError):
+            self.kill()
+            code = self.process.returncode
+            if may_die:
+                return _Answer(ok=True, value=Died(code))
+            return _Answer(ok=False, text=f"died (exit status {code})")
+
+    def output(self) -> str:
+        text = self.log.read_text(errors="replace")[-4000:].strip()
+        return f"its output:\n{text}" if text else ""
+
+    def stacks(self) -> str:
+        self.process.send_signal(signal.SIGUSR1)
+        time.sleep(0.3)
+        return self.output()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with whatever it started itself
+        self.process.wait()
+        self.connection.close()
+
+
+def free_port() -> int:
+    """Return a TCP port that was free on the loopback interface a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rank_environment(world_size: int) -> dict[str, str | None]:
+    return {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+
+
+def _reference(fn: Callable[..., Any]) -> tuple[str, str, str]:
+    file = sys.modules[fn.__module__].__file__
+    assert file is not None
+    assert "<locals>" not in fn.__qualname__, f"{fn.__qualname__} must be a module-level function"
+    return fn.__module__, fn.__qualname__, file
+
+
+# ---- the worker's side ----
+
+
+def _load(reference: tuple[str, str, str]) -> Callable[..., Any]:
+    """Find a function by module name, or by file where the name leads to another file."""
+    name, qualname, file = reference
+    module: ModuleType | None = None
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module(name)
+    if module is None or not os.path.samefile(module.__file__ or os.devnull, file):
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _surroundings(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Set what a fresh process would have, and restore what a careless function changed."""
+    before, folder = dict(os.environ), os.getcwd()
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        _fresh_torch()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        os.chdir(folder)
+        if "torch" in sys.modules:
+            _fresh_torch()
+
+
+def _fresh_torch() -> None:
+    import torch  # here, so that tests that need no torch do not wait for its import
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _do(path: list[str], job: bytes) -> bytes:
+    sys.path[:] = path
+    try:
+        reference, rank, world_size, args, variables = pickle.loads(job)
+        fn = _load(reference)
+        with _surroundings({"RANK": str(rank), "LOCAL_RANK": str(rank), **variables}):
+            return pickle.dumps((True, fn(rank, world_size, *args)))
+    except BaseException as error:  # SystemExit is a failure of the function too
+        last = traceback.format_exception_only(type(error), error)[-1].strip()
+        return pickle.dumps((False, None, f"raised {last}\n{traceback.format_exc()}"))
+
+
+def _work(fd: int, log: str) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: even when native code holds the GIL for ever
+    log_fd = os.open(log, os.O_RDWR | os.O_APPEND)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    faulthandler.register(signal.SIGUSR1, file=log_fd, all_threads=True)
+    connection = Connection(fd)
+    jobs: queue.SimpleQueue[tuple[list[str], bytes]] = queue.SimpleQueue()
+
+    def read() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                jobs.put(pickle.loads(connection.recv_bytes()))
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        path, job = jobs.get()
+        os.ftruncate(log_fd, 0)
+        answer = _do(path, job)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.send_bytes(answer)
+        gc.collect()
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[1]), sys.argv[2])
