@@ -1,0 +1,164 @@
+"""Reading a plan from YAML or JSON text that nobody has looked at yet.
+
+Text becomes plain mappings, lists and scalars, with the line of each value and a problem for each
+key given twice. Whatever the text is (nested without end, aliases that multiply, numbers of a
+million digits, bytes that are no text), the worst that happens is a `PlanError`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import yaml
+
+from lightning_edge.errors import PlanError
+from lightning_edge.plan.problems import Origin, Path, Problem, shown
+
+__all__: list[str] = []
+
+MOST_BYTES = 256 * 1024
+"""A plan of a thousand devices is a tenth of this."""
+_MOST_VALUES = 20_000
+_MOST_DEPTH = 12
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+
+
+@dataclass
+class Reading:
+    """What a text says: its values, the line of each, and keys that were given twice."""
+
+    tree: object = None
+    lines: dict[Path, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    values_left: int = _MOST_VALUES
+
+    def count_value(self, path: Path) -> None:
+        """Refuse text that says too much: a few aliases can stand for billions of values."""
+        self.values_left -= 1
+        if self.values_left < 0:
+            raise _TooMuchError(f"more than {_MOST_VALUES} values (aliases repeat what they name)")
+        if len(path) > _MOST_DEPTH:
+            raise _TooMuchError(f"lists and mappings nested more than {_MOST_DEPTH} deep")
+
+
+class _TooMuchError(Exception):
+    """The text cannot be a plan."""
+
+
+def read_file(path: FilePath) -> str:
+    """Return the text of a file, or raise `PlanError` if there is none of a sensible size."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(f"cannot be read: {reason}", shown_path(path)) from error
+    if len(content) > MOST_BYTES:
+        raise PlanError(f"larger than {MOST_BYTES // 1024} KiB: not a plan", shown_path(path))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PlanError(f"is not a text in UTF-8: {error}", shown_path(path)) from error
+
+
+def shown_path(path: FilePath) -> str:
+    """Return a file's name so that it can be printed anywhere."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def parse_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
+    """Return the values, where they stand, and the problems of a YAML text."""
+    reading = Reading()
+    loader: yaml.SafeLoader | None = None
+    try:
+        loader = yaml.SafeLoader(text)  # the constructor rejects control characters
+        node = loader.get_single_node()
+        if node is not None:
+            reading.tree = _from_node(loader, node, (), reading)
+    except (yaml.YAMLError, RecursionError, ValueError, _TooMuchError) as error:
+        raise PlanError(_why(error, "YAML"), source) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return reading.tree, Origin(source, reading.lines), reading.problems
+
+
+def parse_json(text: str, source: str) -> tuple[Any, list[Problem]]:
+    """Return the values and the problems of a JSON text."""
+    reading = Reading()
+    try:
+        tree = json.loads(text, object_pairs_hook=_Object)
+        reading.tree = _from_json(tree, (), reading)
+    except (ValueError, RecursionError, _TooMuchError) as error:  # JSONDecodeError is a ValueError
+        raise PlanError(_why(error, "JSON"), source) from error
+    return reading.tree, reading.problems
+
+
+def _from_node(loader: yaml.SafeLoader, node: yaml.Node, path: Path, reading: Reading) -> object:
+    reading.count_value(path)
+    reading.lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _from_node(loader, item, (*path, index), reading)
+            for index, item in enumerate(node.value)
+        ]
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[object, object] = {}
+        for key_node, value_node in node.value:
+            key = _scalar(loader, key_node)
+            where = (*path, key) if isinstance(key, str | int) else path
+            reading.lines.setdefault(where, key_node.start_mark.line + 1)
+            if key in mapping:
+                line = key_node.start_mark.line + 1
+                problem = Problem(where, f"the key {shown(key)} is given again in line {line}")
+                reading.problems.append(problem)
+            mapping[key] = _from_node(loader, value_node, where, reading)
+        return mapping
+    return _scalar(loader, node)
+
+
+def _scalar(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    """Return a scalar as YAML reads it; dates, binary data and lists as keys stay text."""
+    if not isinstance(node, yaml.ScalarNode):
+        return "<a list or mapping>"
+    if node.tag not in _PLAIN:
+        return str(node.value)
+    value: object = loader.construct_object(node)
+    return value
+
+
+class _Object(list[tuple[str, object]]):
+    """The pairs of a JSON object, kept as a list because a mapping would hide repeated keys."""
+
+
+def _from_json(value: object, path: Path, reading: Reading) -> object:
+    reading.count_value(path)
+    if isinstance(value, _Object):
+        mapping: dict[str, object] = {}
+        for key, item in value:
+            if key in mapping:
+                problem = Problem((*path, key), f"the key {shown(key)} is given twice")
+                reading.problems.append(problem)
+            mapping[key] = _from_json(item, (*path, key), reading)
+        return mapping
+    if isinstance(value, list):
+        return [_from_json(item, (*path, index), reading) for index, item in enumerate(value)]
+    return value
+
+
+def _why(error: Exception, language: str) -> str:
+    if isinstance(error, _TooMuchError):
+        return f"is not a plan: {error}"
+    if isinstance(error, RecursionError):
+        return f"is not a plan: lists and mappings nested more than {_MOST_DEPTH} deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}: not {language}: {error.msg}"
+    mark = getattr(error, "problem_mark", None)
+    if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+        where = f"line {mark.line + 1}, column {mark.column + 1}"
+        return f"{where}: not {language}: {shown(error.problem)[1:-1]}"
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"not {language}: {shown(first)[1:-1]}"
