@@ -1,0 +1,1 @@
+"""Phase 3: who holds which part of the model."""

@@ -1,0 +1,76 @@
+"""Parameters that another device holds: right shape, dtype and device, no memory.
+
+A placeholder is an `nn.Parameter` around a FakeTensor. Whatever is computed from it is fake too, so
+that the user's own code runs in front of this device's stage at the cost of shape arithmetic, and
+"is it fake?" says what has to be received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+__all__: list[str] = []
+
+
+def fake_mode() -> FakeTensorMode:
+    """The mode all placeholders of one module belong to; mixing in real tensors is allowed until it is switched off."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(value: object) -> bool:
+    """Whether `value` is a tensor without data (a placeholder, or computed from one)."""
+    if isinstance(value, FakeTensor):
+        return True
+    return isinstance(value, nn.Parameter) and isinstance(value.data, FakeTensor)
+
+
+def placeholder_like(tensor: Tensor, mode: FakeTensorMode) -> nn.Parameter:
+    """A parameter without memory that answers like `tensor` (shape, dtype, device, requires_grad)."""
+    fake = mode.from_tensor(tensor.detach())
+    return nn.Parameter(cast(Tensor, fake), requires_grad=tensor.requires_grad)
+
+
+def parameter_sites(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every place a parameter is registered at, tied ones at each: (full name, owner module, key, parameter)."""
+    for prefix, owner in module.named_modules(remove_duplicate=True):
+        for key, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield (f"{prefix}.{key}" if prefix else key), owner, key, parameter
+
+
+def swap_parameters(
+    module: nn.Module, replace: Callable[[str, nn.Parameter], nn.Parameter | None]
+) -> dict[int, tuple[nn.Parameter, nn.Parameter]]:
+    """Replace parameters in place; tied ones get one common replacement.
+
+    Args:
+        module: Whose parameter tables are changed.
+        replace: Gives the replacement of a parameter, by its first name, or None to leave it.
+
+    Returns:
+        By the id of the new parameter: (new, original). Holding both keeps the ids from being
+        reused.
+    """
+    done: dict[int, tuple[nn.Parameter | None, nn.Parameter]] = {}
+    for name, owner, key, original in list(parameter_sites(module)):
+        if id(original) not in done:
+            done[id(original)] = (replace(name, original), original)
+        new = done[id(original)][0]
+        if new is not None:
+            # setattr, not the table: nn.LSTM and friends keep lists of their weights up to date in
+            # it
+            setattr(owner, key, new)
+    return {id(new): (new, original) for new, original in done.values() if new is not None}
+
+
+def materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    """An uninitialised real parameter in place of a placeholder."""
+    empty = torch.empty_strided(
+        parameter.size(), parameter.stride(), dtype=parameter.dtype, device=device
+    )
+    return nn.Parameter(empty, requires_grad=parameter.requires_grad)

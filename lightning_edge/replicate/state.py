@@ -1,0 +1,264 @@
+"""Weights, buffers and optimizer state between the devices that hold them and one device's view.
+
+A checkpoint is built as the same tree on every device; what a device does not hold is a placeholder
+in it. Rank 0 then asks, path by path, whoever holds the real tensor:
+
+    rank 0   state_dict/h.0.weight  real      state_dict/h.3.weight  fake  <--.
+    rank 1   state_dict/h.0.weight  fake      state_dict/h.3.weight  real  ---'
+
+The same walk serves weights, buffers, optimizer state and averaged copies made by callbacks.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lightning_edge.errors import CheckpointError
+from lightning_edge.replicate.placeholder import is_fake
+
+__all__: list[str] = []
+
+Path = tuple[str | int, ...]
+
+
+class Exchange(Protocol):
+    """What this module needs of the transport."""
+
+    rank: int
+    world_size: int
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Give `obj` of rank `src` to all."""
+
+    def all_gather(self, obj: Any) -> list[Any]:
+        """Give every rank's `obj` to all."""
+
+    def send_tensor(self, peer: int, tensor: Tensor) -> None:
+        """Send one tensor."""
+
+    def receive_tensor(self, peer: int) -> Tensor:
+        """Receive one tensor."""
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    flat = tensor.detach().contiguous().cpu().reshape(-1)
+    return zlib.crc32(flat.view(torch.uint8).numpy()) if flat.numel() else 0
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@torch.no_grad()
+def spread_initial(
+    module: nn.Module, holders: Mapping[str, tuple[int, ...]], exchange: Exchange
+) -> int:
+    """Give every holder rank 0's initial values, sending only what differs.
+
+    Args:
+        module: Whole and real on every rank.
+        holders: By name of a parameter or buffer the ranks that hold it.
+        exchange: Connects the ranks.
+
+    Returns:
+        Bytes this rank sent.
+    """
+    tensors = named_tensors(module)
+    sums: dict[str, int] = exchange.broadcast(
+        {n: checksum(t) for n, t in tensors.items()} if exchange.rank == 0 else None
+    )
+    differing = [
+        name
+        for name, tensor in tensors.items()
+        if exchange.rank in holders[name] and checksum(tensor) != sums[name]
+    ]
+    sent = 0
+    for rank, names in enumerate(exchange.all_gather(differing)):
+        for name in names:
+            if exchange.rank == 0:
+                exchange.send_tensor(rank, tensors[name].detach())
+                sent += tensors[name].numel() * tensors[name].element_size()
+            elif exchange.rank == rank:
+                tensors[name].copy_(exchange.receive_tensor(0))
+    return sent
+
+
+@torch.no_grad()
+def whole_again(
+    module: nn.Module,
+    holders: Mapping[str, tuple[int, ...]],
+    exchange: Exchange,
+    materialize: Callable[[str], None],
+) -> None:
+    """Give every rank the values of all parameters and buffers, from their first holders.
+
+    Args:
+        module: With placeholders.
+        holders: By name the ranks that hold it.
+        exchange: Connects the ranks.
+        materialize: Makes a real parameter of a placeholder, by name, in the module.
+    """
+    for name in list(named_tensors(module)):
+        first = holders[name][0]
+        if exchange.rank == first:
+            tensor = _get(module, name)
+            for rank in range(exchange.world_size):
+                if rank not in holders[name]:
+                    exchange.send_tensor(rank, tensor.detach())
+        elif exchange.rank not in holders[name]:
+            received = exchange.receive_tensor(first)
+            materialize(name)
+            _get(module, name).copy_(received)
+
+
+def _get(module: nn.Module, name: str) -> Tensor:
+    owner, _, key = name.rpartition(".")
+    tensor = getattr(module.get_submodule(owner), key)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def tensor_paths(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor in nested dicts, lists and tuples, with its place."""
+    if isinstance(tree, Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from tensor_paths(value, (*path, key))
+    elif isinstance(tree, (list, tuple)):
+        for i, value in enumerate(tree):
+            yield from tensor_paths(value, (*path, i))
+
+
+def collect(tree: Any, exchange: Exchange, copies: Callable[[Path], bool] | None = None) -> Any:
+    """Fill the placeholders in rank 0's tree with what their holders have at the same paths.
+
+    Args:
+        tree: Nested dicts, lists and tuples; equal paths on all ranks, placeholders where a rank
+            holds nothing.
+        exchange: Connects the ranks; all of them call this.
+        copies: Of real tensors on rank 0, those that another rank knows better (buffers of a stage
+            rank 0 is not in).
+
+    Returns:
+        The tree without placeholders on rank 0, the tree as given elsewhere.
+
+    Raises:
+        CheckpointError: On all ranks, when nobody holds something.
+    """
+    mine = dict(tensor_paths(tree))
+    wanted: list[Path] = exchange.broadcast(
+        [p for p, t in mine.items() if is_fake(t) or (copies is not None and copies(p))]
+        if exchange.rank == 0
+        else None
+    )
+    asked = [tuple(path) for path in wanted]
+    have = exchange.all_gather(
+        [
+            path in mine
+            and not is_fake(mine[path])
+            and not (copies is not None and copies(path))
+            for path in asked
+        ]
+    )
+    found: dict[Path, Tensor] = {}
+    missing = []
+    for i, path in enumerate(asked):
+        holder = next((rank for rank, flags in enumerate(have) if flags[i]), None)
+        if holder is None:
+            if is_fake(mine[path]) if exchange.rank == 0 else False:
+                missing.append(path)
+        elif exchange.rank == 0:
+            found[path] = exchange.receive_tensor(holder)
+        elif exchange.rank == holder:
+            exchange.send_tensor(0, mine[path].detach())
+    missing = exchange.broadcast(missing)
+    if missing:
+        names = ", ".join("/".join(map(str, path)) for path in missing[:5])
+        raise CheckpointError(
+            f"{len(missing)} tensors of the checkpoint are on no device: {names}"
+        )
+    return _filled(tree, found, ()) if exchange.rank == 0 else tree
+
+
+def _filled(tree: Any, found: Mapping[Path, Tensor], path: Path) -> Any:
+    if isinstance(tree, Tensor):
+        return found.get(path, tree)
+    if isinstance(tree, Mapping):
+        items = {key: _filled(value, found, (*path, key)) for key, value in tree.items()}
+        if type(tree) is dict:
+            return items
+        copied = tree.copy() if hasattr(tree, "copy") else dict(tree)  # OrderedDict, defaultdict
+        copied.update(items)
+        return copied
+    if isinstance(tree, (list, tuple)):
+        parts = [_filled(value, found, (*path, i)) for i, value in enumerate(tree)]
+        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+            return type(tree)(*parts)
+        return type(tree)(parts)
+    return tree
+
+
+def whole_optimizer_state(
+    state_dict: dict[str, Any], exchange: Exchange, mode: FakeTensorMode
+) -> dict[str, Any]:
+    """An optimizer's state with placeholders for the parameters that other ranks hold.
+
+    Args:
+        state_dict: Of this rank's optimizer: state only for what it holds (entries of placeholders
+            that some optimizers make are dropped).
+        exchange: Connects the ranks; all of them call this.
+        mode: For the placeholders.
+
+    Returns:
+        The state dict with an entry for every parameter that has state anywhere, in order.
+    """
+    own = {
+        index: entry
+        for index, entry in state_dict["state"].items()
+        if not any(is_fake(tensor) for _, tensor in tensor_paths(entry))
+    }
+    shapes = exchange.all_gather({index: _described(entry) for index, entry in own.items()})
+    merged: dict[int, Any] = {}
+    for index in sorted({index for part in shapes for index in part}):
+        if index in own:
+            merged[index] = own[index]
+        else:
+            described = next(part[index] for part in shapes if index in part)
+            merged[index] = {key: _empty(value, mode) for key, value in described.items()}
+    return {**state_dict, "state": merged}
+
+
+def _described(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: ("tensor", tuple(value.shape), value.dtype)
+        if isinstance(value, Tensor)
+        else ("plain", value)
+        for key, value in entry.items()
+    }
+
+
+def _empty(described: Sequence[Any], mode: FakeTensorMode) -> Any:
+    if described[0] == "plain":
+        return described[1]
+    with mode:
+        return torch.empty(tuple(described[1]), dtype=described[2])
+
+
+def held_optimizer_state(state_dict: Mapping[str, Any], held: Sequence[bool]) -> dict[str, Any]:
+    """A whole optimizer state without the entries of parameters this rank does not hold.
+
+    Args:
+        state_dict: As saved by one device.
+        held: Whether this rank holds the parameter, in the order of the optimizer's groups.
+    """
+    state = {index: entry for index, entry in state_dict["state"].items() if held[index]}
+    return {**state_dict, "state": state}

@@ -1,0 +1,120 @@
+"""What each kind of step does at this stage's ends, found out when it is first met.
+
+Training, validation and prediction go different ways through the model, and so may batches of
+another structure. Each such kind is probed once, on placeholders, on two and three of the batch's
+own rows; shapes may change from batch to batch without a new probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_edge.errors import SplitError
+from lightning_edge.replicate.probe import Probe, probe_step
+from lightning_edge.replicate.split import check_starts, crossing, owners, reused
+from lightning_edge.train.microbatch import batch_leaves, take_rows
+from lightning_edge.train.replay import Phase
+
+__all__: list[str] = []
+
+PROBE_ROWS = (2, 3)
+
+
+def probe_batch(
+    module: nn.Module,
+    step: Callable[[Any], Any],
+    batch: Any,
+    rows: int,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> Probe:
+    """Probe a step on the first rows of a batch (repeated where it has fewer)."""
+    small, larger = (
+        take_rows(batch, rows, [(i % rows, i % rows + 1) for i in range(n)], module=module)
+        for n in PROBE_ROWS
+    )
+    return probe_step(module, step, (small, larger), PROBE_ROWS, context)
+
+
+def structure(module: nn.Module, kind: str, batch: Any) -> Any:
+    """What makes a step go its way, as far as one can tell from outside: a key for its probe."""
+    leaves = tuple(
+        (path, leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else (path, type(leaf))
+        for path, leaf in batch_leaves(batch)
+    )
+    trained = tuple(parameter.requires_grad for parameter in module.parameters())
+    return kind, module.training, leaves, trained
+
+
+class Phases:
+    """The probes of one stage, by kind of step.
+
+    Args:
+        module: With placeholders.
+        starts: The modules at which stages 1, 2, ... begin.
+        stage: This device's.
+    """
+
+    def __init__(self, module: nn.Module, starts: Sequence[str], stage: int) -> None:
+        self._module, self._starts, self._stage = module, tuple(starts), stage
+        self._probes: dict[Any, Probe] = {}
+        self._phases: dict[Any, Phase] = {}
+
+    def add(self, kind: str, batch: Any, probe: Probe) -> None:
+        """Use a probe made before the placeholders were."""
+        self._know(structure(self._module, kind, batch), probe)
+
+    def of(
+        self,
+        kind: str,
+        step: Callable[[Any], Any],
+        batch: Any,
+        rows: int,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> tuple[Phase, Probe]:
+        """The phase of a step on a batch of `rows` rows, probed if it is new.
+
+        Raises:
+            SplitError: When this kind of step cannot be run with the plan's cuts.
+        """
+        key = structure(self._module, kind, batch)
+        if key not in self._phases:
+            probe = probe_batch(self._module, step, batch, rows, context)
+            check_starts(probe, self._module, self._starts)
+            self._check_held(kind, probe)
+            self._know(key, probe)
+        return self._phases[key], self._probes[key]
+
+    def _know(self, key: Any, probe: Probe) -> None:
+        leaves = None
+        if self._stage < len(self._starts):
+            leaves = {leaf.path: leaf for leaf in crossing(probe, self._starts[self._stage])}
+        again = self._stage > 0 and reused(probe, self._starts[self._stage - 1])
+        self._probes[key], self._phases[key] = probe, Phase(leaves, again)
+
+    def _check_held(self, kind: str, probe: Probe) -> None:
+        from lightning_edge.replicate.placeholder import is_fake
+
+        parameters = dict(self._module.named_parameters())
+        missing = [
+            name
+            for name, stages in owners(probe, self._module, self._starts).items()
+            if self._stage in stages
+            and name in probe.touches
+            and name in parameters
+            and is_fake(parameters[name])
+        ]
+        if missing:
+            raise SplitError(
+                f"{kind} uses {', '.join(missing[:3])} behind the cut "
+                f"{self._starts[self._stage - 1]!r}, where the training step does not: the stage "
+                f"does not hold it. Use it in the same place in all steps, or choose another cut."
+            )
+
+    @property
+    def probes(self) -> Sequence[Probe]:
+        """All probes made so far."""
+        return tuple(self._probes.values())

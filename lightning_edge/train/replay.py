@@ -1,0 +1,313 @@
+"""Replay with placeholders: one stage of an unmodified module, as a `Program` for the executor.
+
+Every device runs the user's own step on each micro-batch. What it does not hold is a placeholder,
+so that three stretches follow one another in the same call:
+
+    step(batch)     prefix                     this stage                      behind it
+    stage 0         -                          wte  h.0  h.1                   h.2 is called: its arguments are sent,
+                                                                               the step is left by
+                                                                               StageExit
+    stage 1         wte  h.0  h.1 (fake,       h.2  h.3  (its arguments are    -> loss
+                    skipped: results kept)     replaced by what was received)
+
+Entering and leaving hang on forward pre-hooks of the two modules at this stage's ends; nothing of
+the module is rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from lightning_edge.errors import SplitError, UnsupportedError
+from lightning_edge.replicate.placeholder import is_fake
+from lightning_edge.replicate.probe import Leaf, paths_and_leaves
+from lightning_edge.replicate.randomness import mix, seed_all
+from lightning_edge.train.values import Arrival, Value
+
+__all__: list[str] = []
+
+_MIXED = "convert all Tensors to FakeTensors"  # torch's words when real and fake tensors meet
+
+
+class StageExit(BaseException):
+    """Leaves the user's step at the end of this device's stage; not an Exception, so that no user code swallows it."""
+
+    def __init__(self, values: list[Value]) -> None:
+        super().__init__("the next stage goes on from here")
+        self.values = values
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one kind of step (training, validation, ...) does at this stage's ends, from its probe.
+
+    Attributes:
+        exit_leaves: The arguments of the next stage's first module that are sent, by path; None on
+            the last stage.
+        reused: Whether code behind the entry uses a received value again by itself.
+    """
+
+    exit_leaves: Mapping[str, Leaf] | None
+    reused: bool
+
+
+@dataclass
+class MicroBatch:
+    """One micro-batch on this device, from its forward until its backward is done.
+
+    Attributes:
+        index: Its number within the batch.
+        batch: What the user's step is called with: this device's rows.
+        rows: Number of those rows.
+        first_row: The first of them, counted in the whole batch.
+        scale: The loss is multiplied by it before backward.
+    """
+
+    index: int
+    batch: Any
+    rows: int
+    first_row: int
+    scale: float
+    receive: Callable[[], list[Value]] | None = None
+    arrival: Arrival | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    # id of a placeholder's result -> (it, what was received for it); holding it keeps the id from
+    # being reused
+    substitutes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    entered: bool = False
+    backward: bool = False
+    outputs: list[Value] | None = None
+    loss: Tensor | None = None
+    output: Any = None
+
+
+class Replay:
+    """One stage of a module.
+
+    Args:
+        module: Parameters of other stages are placeholders already.
+        mode: The mode those belong to; None when this device holds everything.
+        entry: The module this stage begins with; None on the first stage.
+        exit: The module the next stage begins with; None on the last stage.
+    """
+
+    def __init__(
+        self, module: nn.Module, mode: FakeTensorMode | None, entry: str | None, exit: str | None
+    ) -> None:
+        self.module, self.entry, self.exit = module, entry, exit
+        self._mode = mode
+        self._phase = Phase(None, False)
+        self._step: Callable[[Any, int], Any] = lambda batch, m: None
+        self._seeds: tuple[int, int] = (0, 0)
+        self._waiting: dict[int, MicroBatch] = {}
+        self._open: dict[int, MicroBatch] = {}
+        self.active: MicroBatch | None = None
+        self._handles = []
+        for name, hook in ((entry, self._enter), (exit, self._leave)):
+            if name is not None:
+                target = module.get_submodule(name)
+                self._handles.append(target.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def start(
+        self,
+        phase: Phase,
+        step: Callable[[Any, int], Any],
+        micro_batches: Sequence[MicroBatch],
+        seed: int,
+        number: int,
+    ) -> None:
+        """Get ready for one batch.
+
+        Args:
+            phase: What this kind of step sends and receives.
+            step: Called with a micro-batch's batch and index; gives a loss in training, anything
+                else otherwise.
+            micro_batches: Those that have rows on this device.
+            seed: Of the run.
+            number: Of the batch within the run.
+        """
+        self._phase, self._step, self._seeds = phase, step, (seed, number)
+        self._waiting = {micro_batch.index: micro_batch for micro_batch in micro_batches}
+        self._open = {}
+
+    def forward(self, m: int, receive: Callable[[], list[Value]]) -> list[Value] | None:
+        """Run the user's step on micro-batch `m` up to the end of this stage.
+
+        Raises:
+            SplitError: When a value got past a cut, or the step did not come by this stage.
+        """
+        micro_batch = self._waiting.pop(m)
+        micro_batch.receive = receive
+        micro_batch.entered = self.entry is None
+        seed_all(mix(*self._seeds, m))
+        with self._running(micro_batch), ExitStack() as stack:
+            self._allow_mixing(self.entry is not None)
+            if self._phase.reused:
+                stack.enter_context(_Substitute(micro_batch))
+            try:
+                micro_batch.output = self._step(micro_batch.batch, m)
+            except StageExit as leave:
+                micro_batch.outputs = leave.values
+            except Exception as error:
+                raise self._explained(error) from error
+        micro_batch.batch = None
+        self._check_passed(micro_batch)
+        if torch.is_grad_enabled():
+            self._open[m] = micro_batch
+        return micro_batch.outputs
+
+    def backward(
+        self, m: int, gradients: Mapping[str, Tensor] | None
+    ) -> tuple[Sequence[Value], Mapping[str, Tensor | None]]:
+        """Compute micro-batch `m`'s gradients; parameters' go to `p.grad`, received values' are returned."""
+        micro_batch = self._open.pop(m)
+        micro_batch.backward = True
+        with self._running(micro_batch):
+            if micro_batch.outputs is None:
+                assert micro_batch.loss is not None
+                torch.autograd.backward([micro_batch.loss])
+            else:
+                made = gradients or {}
+                sent = [v for v in micro_batch.outputs if v.requires_grad and v.name in made]
+                if sent:
+                    torch.autograd.backward(
+                        [v.tensor for v in sent], [made[v.name].to(v.tensor.dtype) for v in sent]
+                    )
+        if micro_batch.arrival is None:
+            return (), {}
+        return micro_batch.arrival.values, micro_batch.arrival.gradients
+
+    @contextmanager
+    def _running(self, micro_batch: MicroBatch) -> Iterator[None]:
+        self.active = micro_batch
+        try:
+            yield
+        finally:
+            self.active = None
+            self._allow_mixing(True)
+
+    def _allow_mixing(self, allowed: bool) -> None:
+        if self._mode is not None:
+            self._mode.allow_non_fake_inputs = allowed
+
+    def _enter(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Pre-hook of this stage's first module: what was computed on placeholders becomes what was received."""
+        micro_batch = self.active
+        if micro_batch is None:
+            return None
+        leaves = paths_and_leaves((args, kwargs))
+        if not micro_batch.backward:
+            if micro_batch.entered:
+                raise SplitError(
+                    f"start: {self.entry!r} is called more than once in a step; a stage can begin only at a module that "
+                    f"runs once"
+                )
+            self._receive(micro_batch, leaves)
+        # under activation checkpointing the module runs again in backward: the same tensors take
+        # the place
+        replaced = iter([micro_batch.tensors.get(path, leaf) for path, leaf in leaves])
+        result: tuple[Any, Any] = tree_map(lambda _: next(replaced), (args, kwargs))
+        return result
+
+    def _receive(self, micro_batch: MicroBatch, leaves: list[tuple[str, Any]]) -> None:
+        assert micro_batch.receive is not None
+        micro_batch.entered = True
+        micro_batch.arrival = Arrival(micro_batch.receive())
+        micro_batch.tensors = micro_batch.arrival.tensors()
+        for path, leaf in leaves:
+            if path in micro_batch.tensors:
+                micro_batch.substitutes[id(leaf)] = (leaf, micro_batch.tensors[path])
+            elif isinstance(leaf, Tensor) and is_fake(leaf):
+                raise SplitError(
+                    f"{self.entry!r} needs its argument {path}, which the stage in front did not send: the step takes "
+                    f"another way through the model on this batch than on the first one. Choose another cut."
+                )
+        self._allow_mixing(False)
+
+    def _leave(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Pre-hook of the next stage's first module: its arguments are this stage's outputs."""
+        micro_batch = self.active
+        if micro_batch is None or self._phase.exit_leaves is None:
+            return
+        values = []
+        for path, leaf in paths_and_leaves((args, kwargs)):
+            known = self._phase.exit_leaves.get(path)
+            if known is None or not isinstance(leaf, Tensor):
+                continue
+            tensor = micro_batch.substitutes.get(id(leaf), (leaf, leaf))[1]
+            if is_fake(tensor):
+                raise SplitError(_beside(self.exit, path))
+            values.append(self._value(known, tensor, micro_batch.rows))
+        raise StageExit(values)
+
+    def _value(self, known: Leaf, tensor: Tensor, rows: int) -> Value:
+        row_dim, per_row = known.row_dim, known.per_row
+        if row_dim is not None and tensor.shape[row_dim] != per_row * rows:
+            row_dim, per_row = None, -1
+        needs_grad = tensor.requires_grad and torch.is_grad_enabled()
+        return Value(known.path, tensor, row_dim, per_row, needs_grad)
+
+    def _explained(self, error: Exception) -> Exception:
+        if self.entry is not None and _MIXED in str(error):
+            return SplitError(_beside(self.entry, None))
+        return error
+
+    def _check_passed(self, micro_batch: MicroBatch) -> None:
+        if micro_batch.outputs is None and self.exit is not None:
+            raise SplitError(
+                f"the step ended without calling {self.exit!r}, where the next stage begins; every step has to come by "
+                f"each cut once"
+            )
+        if not micro_batch.entered:
+            raise SplitError(
+                f"the step ended without calling {self.entry!r}, where this stage begins"
+            )
+        if micro_batch.outputs is None and torch.is_grad_enabled():
+            if micro_batch.loss is None or not micro_batch.loss.requires_grad:
+                raise UnsupportedError(
+                    "training_step gave no loss that depends on a trainable parameter of the last stage; return a loss "
+                    "tensor or a dict with 'loss' for every batch"
+                )
+
+    def close(self) -> None:
+        """Take the hooks off and forget what is open."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._open, self._waiting, self.active = {}, {}, None
+
+
+class _Substitute(TorchFunctionMode):
+    """Gives operations behind the entry what was received in place of the placeholders' results."""
+
+    def __init__(self, micro_batch: MicroBatch) -> None:
+        super().__init__()
+        self._substitutes = micro_batch.substitutes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        known = self._substitutes
+        if known:
+
+            def real(leaf: Any) -> Any:
+                return known[id(leaf)][1] if id(leaf) in known else leaf
+
+            args, kwargs = tree_map(real, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _beside(cut: str | None, path: str | None) -> str:
+    where = f" (its argument {path})" if path else ""
+    return (
+        f"a value computed in front of the cut {cut!r} is used behind it{where} without passing through it (a long skip "
+        f"connection?). Choose another start for this stage; lightning_edge.cuts(module, batch) lists those that work."
+    )

@@ -1,0 +1,367 @@
+"""This device's stage of a run: the module with placeholders, its gradients, and batches through it.
+
+set-up   probe -> who holds what -> rank 0's values to the holders -> placeholders -> hooks
+a batch  rows -> micro-batches -> executor(instruction list, replay) -> gradients summed
+the end  hooks off, the whole module back
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lightning_edge.errors import UnsupportedError
+from lightning_edge.plan.layout import Layout
+from lightning_edge.plan.plan import Pipeline, Plan
+from lightning_edge.plan.plan import Stage as PlannedStage
+from lightning_edge.plan.schedule import Instruction, forward_schedule, schedule
+from lightning_edge.replicate.placeholder import (
+    fake_mode,
+    is_fake,
+    materialize,
+    placeholder_like,
+    swap_parameters,
+)
+from lightning_edge.replicate.probe import Probe
+from lightning_edge.replicate.randomness import kept
+from lightning_edge.replicate.split import check_starts, owners
+from lightning_edge.replicate.state import spread_initial, whole_again
+from lightning_edge.train.masks import Masks
+from lightning_edge.train.edges import Edges
+from lightning_edge.train.executor import Executor, StepTimes
+from lightning_edge.train.gradients import Gradients
+from lightning_edge.train.microbatch import take_rows
+from lightning_edge.train.phases import Phases
+from lightning_edge.train.replay import MicroBatch, Replay
+from lightning_edge.train.skip import Skipper
+from lightning_edge.train.transport import Channel, Transport
+from lightning_edge.train.values import Value
+
+__all__: list[str] = []
+
+_KEPT = 256  # row layouts kept: one per batch size
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as this device sees it.
+
+    Attributes:
+        data: This device's rows.
+        rows: Of the whole batch, on all devices.
+        number: Counts the batches of the run, equal on all devices.
+    """
+
+    data: Any
+    rows: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do with a batch.
+
+    Attributes:
+        kind: Name of the step, "training_step" and the like.
+        step: The user's step with everything but the batch bound.
+        context: Entered around each call (autocast).
+        on_output: Given each micro-batch and what the step returned, on the last stage.
+        on_forwards_done: Called behind a last-stage device's last forward.
+        training: Backwards and gradients too.
+        accumulate: Batches the loop accumulates over; the loss is divided by it.
+        fresh: The loop zeroes the gradients for this batch.
+        keep_earlier: Add to what is there instead (see `Gradients.start`).
+        synchronise: An optimizer step follows.
+        weighted: The step gives its own loss weights, so that gradients are scaled at the end.
+        factor: Gives that scale, once all weights are known.
+    """
+
+    kind: str
+    step: Callable[[Any], Any]
+    context: Callable[[], AbstractContextManager[Any]]
+    on_output: Callable[[MicroBatch, Any], None]
+    on_forwards_done: Callable[[], None]
+    training: bool = False
+    accumulate: int = 1
+    fresh: bool = True
+    keep_earlier: bool = False
+    synchronise: bool = True
+    weighted: bool = False
+    factor: Callable[[], float] = lambda: 1.0
+
+
+def holders_of(
+    plan: Plan, probe: Probe, module: nn.Module, starts: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """By name of a parameter or buffer the ranks whose stages touch it, ascending."""
+    return {
+        name: tuple(sorted(rank for stage in stages for rank in plan.ranks(stage)))
+        for name, stages in owners(probe, module, starts).items()
+    }
+
+
+def _with_micro_batches(plan: Plan, micro_batches: int) -> Plan:
+    stages = [PlannedStage(s.devices, s.start, s.parallelism) for s in plan.stages]
+    return Plan([Pipeline(stages)], micro_batches).resolve([])
+
+
+class Stage:
+    """One device's part of a plan at work.
+
+    Args:
+        module: Whole and real on every rank; from here on it has placeholders.
+        plan: Resolved: ranks and numbers only.
+        probe: Of the step this run is for.
+        transport: Connects the ranks.
+        device: Where this rank computes.
+        seed: Of the run, equal on all ranks.
+        wire_dtype: Floating tensors are cast to it between stages.
+        eval_micro_batches: Micro-batches of a batch in validation, test and prediction.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plan: Plan,
+        probe: Probe,
+        transport: Transport,
+        device: torch.device,
+        seed: int,
+        wire_dtype: torch.dtype | None = None,
+        eval_micro_batches: int = 1,
+    ) -> None:
+        self.module, self.plan, self.transport, self.device = module, plan, transport, device
+        self.starts = [s.start for s in plan.stages if s.start is not None]
+        check_starts(probe, module, self.starts)
+        self.index = plan.stage_of(transport.rank)
+        self.last = len(plan.stages) - 1
+        self.holders = holders_of(plan, probe, module, self.starts)
+        self._seed, self._probe = seed, probe
+        self._place()
+        self._eval_plan = _with_micro_batches(plan, eval_micro_batches)
+        self._layouts: dict[tuple[int, bool], Layout] = {}
+        self._lists: dict[tuple[int, bool], tuple[Instruction, ...]] = {}
+        self._open_channels()
+        entry = self.starts[self.index - 1] if self.index else None
+        leave = self.starts[self.index] if self.index is not None and not self.is_last else None
+        self.replay = Replay(module, self._mode, entry, leave)
+        self._skipper = Skipper(module, probe, entry, self._in_prefix) if entry else None
+        self.phases = Phases(module, self.starts, self.index if self.index is not None else 0)
+        self._drawing: frozenset[str] = frozenset()
+        self._masks: Masks | None = None
+        self._batch: tuple[int, int] = (0, 0)
+        self.gradients: Gradients | None = None
+        self._edges = Edges(transport, self.index or 0, wire_dtype)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this device reaches the loss."""
+        return self.index == self.last
+
+    def _place(self) -> None:
+        spread_initial(self.module, self.holders, self.transport)
+        self._mode = fake_mode()
+        rank, holders = self.transport.rank, self.holders
+        swap_parameters(
+            self.module,
+            lambda name, p: None if rank in holders[name] else placeholder_like(p, self._mode),
+        )
+        self.buffers_at_start = {n: b._version for n, b in self.module.named_buffers()}
+
+    def _open_channels(self) -> None:
+        if self.index is None:
+            return
+        for stage, channel_stage in (
+            (self.index - 1, self.index - 1),
+            (self.index + 1, self.index),
+        ):
+            if not 0 <= stage <= self.last:
+                continue
+            # as many messages are under way as the stage in front keeps micro-batches in flight
+            window = int(self.plan.stages[channel_stage].in_flight) + 1
+            for peer in self.plan.ranks(stage):
+                self.transport.open(peer, Channel.FORWARD, window)
+                self.transport.open(peer, Channel.BACKWARD, window)
+
+    def prepare_training(self) -> None:
+        """Make the buckets that gradients are summed in; once the parameters will not move any more."""
+        order = {name: min(used) for name, used in self._probe.touches.items()}
+        held = {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if self.transport.rank in self.holders[name]
+        }
+        by_use = dict(sorted(held.items(), key=lambda item: order.get(item[0], len(order))))
+        self.gradients = Gradients(by_use, self.holders, self.transport.all_reduce)
+
+    def layout(self, rows: int, training: bool) -> Layout:
+        """Which rows of a batch of `rows` are whose; evaluation has micro-batches of its own."""
+        key = (rows, training)
+        if key not in self._layouts:
+            if len(self._layouts) >= _KEPT:
+                self._layouts.clear()
+            self._layouts[key] = Layout(self.plan if training else self._eval_plan, rows)
+        return self._layouts[key]
+
+    def intervals(self, rank: int, rows: int, training: bool) -> list[tuple[int, int]]:
+        """The rows of a batch that a rank computes on, in the order it does."""
+        return list(self.layout(rows, training).rows_of(rank))
+
+    def run(self, batch: Batch, job: Job) -> StepTimes:
+        """Take one batch through this device's stage, together with the other devices.
+
+        Args:
+            batch: This device's rows of it.
+            job: What to do with it.
+
+        Returns:
+            Where the seconds went.
+        """
+        self._batch = (self._seed, batch.number)
+        layout = self.layout(batch.rows, job.training)
+        mine = self._cut(batch, layout, job)
+        if self.index is None:
+            return StepTimes()
+        if mine:
+            own_rows = sum(m.rows for m in mine)
+            phase, probe = self.phases.of(job.kind, job.step, batch.data, own_rows, job.context)
+            self._seed_draws(probe)
+            self.replay.start(phase, self._call(job), mine, *self._batch)
+        if job.training:
+            assert self.gradients is not None
+            self.gradients.start(job.fresh, job.keep_earlier)
+        program = _Program(self, job, len(mine))
+        executor = Executor(self.transport, self._edges, program, self.is_last, self.device)
+        with kept():
+            return executor.run(self._list(layout, job.training), layout, batch.number)
+
+    def _cut(self, batch: Batch, layout: Layout, job: Job) -> list[MicroBatch]:
+        """This device's micro-batches; their rows lie one after the other in its part of the batch."""
+        rank = self.transport.rank
+        own = sum(stop - start for start, stop in layout.rows_of(rank))
+        offset, cut = 0, []
+        for m in range(len(layout.bounds)):
+            first, stop = layout.mine(rank, m)
+            rows = stop - first
+            if rows:
+                part = [(offset, offset + rows)]
+                data = take_rows(batch.data, own, part, module=self.module)
+                scale = rows / batch.rows / job.accumulate
+                cut.append(MicroBatch(m, data, rows, first, scale))
+            offset += rows
+        return cut
+
+    def _list(self, layout: Layout, training: bool) -> tuple[Instruction, ...]:
+        key = (len(layout.bounds), training)
+        if key not in self._lists:
+            make = schedule if training else forward_schedule
+            plan = self.plan if training else self._eval_plan
+            self._lists[key] = make(plan, len(layout.bounds))[self.transport.rank]
+        return self._lists[key]
+
+    def _call(self, job: Job) -> Callable[[Any, int], Any]:
+        def call(data: Any, m: int) -> Any:
+            micro_batch = self.replay.active
+            assert micro_batch is not None
+            with job.context():
+                output = job.step(data)
+            job.on_output(micro_batch, output)
+            return output
+
+        return call
+
+    def _in_prefix(self) -> bool:
+        active = self.replay.active
+        return active is not None and not active.entered
+
+    def _seed_draws(self, probe: Probe) -> None:
+        if probe.draws <= self._drawing:
+            return
+        self._drawing |= probe.draws
+        between = {
+            name
+            for name in self._drawing
+            if not name or any(start.startswith(f"{name}.") for start in self.starts)
+        }
+        if between:
+            self._refuse_unequal_rows(between)
+        if self._masks is not None:
+            self._masks.close()
+        self._masks = Masks(
+            self.module,
+            self._drawing - between,
+            lambda: self.replay.active,
+            lambda: self._batch,
+            restore=bool(between),
+        )
+
+    def _refuse_unequal_rows(self, between: set[str]) -> None:
+        shares = [list(stage.devices.values()) for stage in self.plan.stages]
+        if any(other != shares[0] for other in shares):
+            names = ", ".join(repr(name) if name else "the step itself" for name in sorted(between))
+            raise UnsupportedError(
+                f"random numbers are drawn in {names}, outside the blocks (mixup, masking), and the "
+                f"stages of the plan divide the rows differently: their draws would not agree. Give "
+                f"every stage the same devices' shares, draw in the DataLoader, or inside a module."
+            )
+
+    def close(self) -> None:
+        """Take everything off the module but the placeholders."""
+        self.replay.close()
+        for part in (self._skipper, self._masks, self.gradients):
+            if part is not None:
+                part.close()
+
+    def make_whole(self) -> None:
+        """Give every rank the whole module back, with the trained values."""
+        sites = {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if is_fake(parameter)
+        }
+
+        def real(name: str) -> None:
+            fake = sites[name]
+            new = materialize(fake, self.device)
+            swap_parameters(self.module, lambda _, p: new if p is fake else None)
+
+        whole_again(self.module, self.holders, self.transport, real)
+
+    @property
+    def mode(self) -> FakeTensorMode:
+        """The mode of this run's placeholders."""
+        return self._mode
+
+
+class _Program:
+    """The replayed stage with what has to happen around its instructions."""
+
+    def __init__(self, stage: Stage, job: Job, forwards: int) -> None:
+        self._stage, self._job, self._left = stage, job, forwards
+
+    def forward(self, m: int, receive: Callable[[], list[Value]]) -> list[Value] | None:
+        outputs = self._stage.replay.forward(m, receive)
+        self._left -= 1
+        if self._left == 0 and self._stage.is_last:
+            self._job.on_forwards_done()
+        return outputs
+
+    def backward(
+        self, m: int, gradients: Mapping[str, Tensor] | None
+    ) -> tuple[Sequence[Value], Mapping[str, Tensor | None]]:
+        return self._stage.replay.backward(m, gradients)
+
+    def reduce(self) -> None:
+        assert self._stage.gradients is not None
+        if self._job.synchronise and not self._job.weighted and not self._job.keep_earlier:
+            self._stage.gradients.arm()
+
+    def step(self) -> None:
+        assert self._stage.gradients is not None
+        self._stage.gradients.finish(self._job.synchronise, self._job.factor())
