@@ -29,22 +29,29 @@ def unsupported(plan: Plan) -> list[Problem]:
 
 def cut_points(plan: Plan, modules: Sequence[str]) -> list[Problem]:
     """Return the stages that start where the model cannot be cut, or before an earlier stage."""
+    problems = []
+    for index, pipeline in enumerate(plan.pipelines):
+        path = ("pipelines", index, "stages")
+        starts = [stage.start for stage in pipeline.stages]
+        named = [((*path, i, "start"), name) for i, name in enumerate(starts) if name is not None]
+        problems += in_order(named, modules)
+    return problems
+
+
+def in_order(starts: Sequence[tuple[Path, str]], modules: Sequence[str]) -> list[Problem]:
+    """Return which of some starts are no cut points, or run before one that is listed earlier."""
     order = {name: index for index, name in enumerate(modules)}
     problems = []
-    for pipeline, before in ((("pipelines", i, "stages"), p) for i, p in enumerate(plan.pipelines)):
-        last: tuple[str, Path] | None = None
-        for index, stage in enumerate(before.stages[1:], start=1):
-            path = (*pipeline, index, "start")
-            start = str(stage.start)
-            if start not in order:
-                problems.append(Problem(path, _not_a_cut_point(start, modules)))
-                continue
-            if last is not None and order[start] < order[last[0]]:
-                where = f"{shown(last[0])} of {spell(last[1])}"
-                text = f"{shown(start)} runs before {where}: list the stages in execution order"
-                problems.append(Problem(path, text))
-                continue
-            last = (start, path[:-1])
+    last: tuple[Path, str] | None = None
+    for path, start in starts:
+        if start not in order:
+            problems.append(Problem(path, _not_a_cut_point(start, modules)))
+        elif last is not None and order[start] <= order[last[1]]:
+            earlier = f"{shown(last[1])} of {spell(last[0])}"
+            text = f"{shown(start)} does not run after {earlier}: list starts in execution order"
+            problems.append(Problem(path, text))
+        else:
+            last = (path, start)
     return problems
 
 
@@ -68,7 +75,7 @@ def to_ranks(plan: Plan, names: Sequence[str]) -> tuple[dict[int | str, int], li
     problems = []
     first: dict[tuple[str | int, int], Path] = {}
     for path, device in _devices_with_paths(plan):
-        found = _find(device, names)
+        found = find_device(device, names)
         if isinstance(found, str):
             problems.append(Problem(path, found))
             continue
@@ -81,7 +88,7 @@ def to_ranks(plan: Plan, names: Sequence[str]) -> tuple[dict[int | str, int], li
     return ranks, problems
 
 
-def _find(device: int | str, names: Sequence[str]) -> int | str:
+def find_device(device: int | str, names: Sequence[str]) -> int | str:
     """Return the rank of a device, or a sentence saying why there is none."""
     if isinstance(device, int):
         return device if device < len(names) else _no_such_rank(device, len(names))
