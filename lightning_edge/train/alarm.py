@@ -1,0 +1,176 @@
+"""How one device's failure ends everybody's waiting, with the failing device's own words.
+
+    rank 1 raises         store                    rank 0, rank 2 (waiting, or computing)
+    --------------        -----------------        --------------------------------------------
+    abort(text)   --->    "failure" = text   <--   (3) read why
+    (1) publish           (first one wins)
+    (2) cut all connections -------------------->  (3) wait ends with an error, and each of them
+                                                       cuts its own connections: (2) goes round
+
+A killed process publishes nothing, but the kernel closes its connections. Each rank watches its
+successor with a receive that nobody answers before the orderly end, so this is noticed at once even
+when nobody was waiting for that rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+from lightning_edge.errors import PeerError, TransportError, TransportTimeout
+from lightning_edge.train.gloo import FOREVER, Mesh, timed_out
+from lightning_edge.train.rendezvous import bounded, poll
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store, Work
+
+__all__ = ["Alarm"]
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0  # how long to look for the reason of a connection that closed
+_WATCH_TAG = 1 << 30
+_FAILURE, _FAILURES = "failure", "failures"
+
+
+class Alarm:
+    """Turns broken waits into errors that say who failed first and why, and tells the others.
+
+    Args:
+        store: Where the first failure is published.
+        rank: This device.
+        names: How to call each rank in messages.
+    """
+
+    def __init__(self, store: Store, rank: int, names: Sequence[str]) -> None:
+        self.names = names
+        self.failure: TransportError | None = None
+        self._rank = rank
+        # A connection of its own: the main thread may be asking the store something just then.
+        try:
+            self._store: Store = store.clone()  # type: ignore[attr-defined]
+        except RuntimeError:  # not every kind of store can, and those need not
+            self._store = store
+        self._meshes: list[Mesh] = []
+        self._lock = threading.RLock()
+        self._closing = False
+        self._watcher: threading.Thread | None = None
+
+    def guard(self, mesh: Mesh) -> None:
+        """Cut this mesh too when something fails."""
+        with self._lock:
+            self._meshes.append(mesh)
+        if self.failure is not None:
+            mesh.cut()
+
+    def check(self) -> None:
+        """Raise the failure that has already happened, if any."""
+        if self.failure is not None:
+            raise self.failure
+
+    def watch(self, mesh: Mesh) -> None:
+        """Start to watch the successor's connection in a thread of its own."""
+        successor = (mesh.rank + 1) % mesh.size
+        farewell = torch.empty(1, dtype=torch.uint8)
+        work = mesh.receive(farewell, successor, _WATCH_TAG)
+        self._watcher = threading.Thread(
+            target=self._watch, args=(work, successor), name="edge-watch", daemon=True
+        )
+        self._watcher.start()
+
+    def farewell(self, mesh: Mesh, timeout: timedelta) -> None:
+        """Tell the predecessor that the closing of this rank's connections is meant."""
+        self._closing = True
+        note = torch.zeros(1, dtype=torch.uint8)
+        with contextlib.suppress(RuntimeError):
+            mesh.send(note, (mesh.rank - 1) % mesh.size, _WATCH_TAG).wait(timeout)
+
+    def end(self, patience_s: float) -> None:
+        """Cut all connections, if the watcher has not ended by the successor's farewell."""
+        self._closing = True
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            self._watcher.join(patience_s)
+            self._cut()
+            self._watcher.join(LOOK_S)
+
+    def wait(self, work: Work, timeout: timedelta, peers: Sequence[int], what: str) -> None:
+        """Wait for a work of ours or raise what became of it.
+
+        Raises:
+            TransportTimeout: Nothing came within ``timeout``.
+            PeerError: Another device failed first, or the connection to it broke.
+        """
+        try:
+            work.wait(timeout)
+        except RuntimeError as error:
+            late = timed_out(error)
+            reason = self._explain(peers, f"waiting for {what}", timeout if late else None)
+        else:
+            return
+        raise reason
+
+    def broken(self, peers: Sequence[int], doing: str) -> TransportError:
+        """Return the error for an operation that failed because a connection is broken."""
+        return self._explain(peers, doing, None)
+
+    def publish(self, text: str) -> None:
+        """Let this device's failure be known and end everybody's waiting."""
+        with self._lock:
+            if self.failure is None:
+                self.failure = TransportError(f"{self.names[self._rank]} has aborted: {text}")
+                self._tell(f"{self.names[self._rank]} failed first: {text}")
+            self._cut()
+
+    def _watch(self, work: Work, successor: int) -> None:
+        try:
+            work.wait(FOREVER)
+        except RuntimeError:
+            if not self._closing and self.failure is None:
+                self._explain([successor], "training", None)
+
+    def _explain(self, peers: Sequence[int], doing: str, late: timedelta | None) -> TransportError:
+        with self._lock:
+            if self.failure is not None:
+                return self.failure
+            me = self.names[self._rank]
+            other = " or ".join(self.names[peer] for peer in peers if peer != self._rank)
+            # Who fails publishes first and cuts then; only a killed process never says a word.
+            told = self._look(0.0 if late else LOOK_S)
+            if told is not None:
+                self.failure = PeerError(told)
+            elif late is not None:
+                text = f"{doing} from {other} for {late.total_seconds():g} s"
+                self.failure = TransportTimeout(f"{me} gave up {text}")
+                self._tell(f"{me} failed first: it gave up {text}")
+            else:
+                text = (
+                    f"{other} failed first: its connection to {me} closed without a word"
+                    f" (process killed, device off, or network down)"
+                )
+                self.failure = PeerError(f"{text}, while {doing}")
+                self._tell(text)
+            self._cut()
+            return self.failure
+
+    def _cut(self) -> None:
+        for mesh in self._meshes:
+            mesh.cut()
+
+    def _look(self, patience_s: float) -> str | None:
+        if not poll(self._store, [_FAILURE], patience_s):
+            return None
+        text = bounded(lambda: self._store.get(_FAILURE), LOOK_S)
+        return None if text is None else text.decode("utf-8", "replace")
+
+    def _tell(self, text: str) -> None:
+        def write() -> None:
+            if self._store.add(_FAILURES, 1) == 1:
+                self._store.set(_FAILURE, text)
+
+        bounded(write, LOOK_S)
