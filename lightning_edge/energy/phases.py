@@ -155,6 +155,20 @@ class PhaseTable:
         found[:, _INDEX["other"]] -= np.maximum(self.times_s[0] - at_s, 0.0)
         return found
 
+    def series(
+        self, start_s: float, stop_s: float, bins: int = 120
+    ) -> list[tuple[float, dict[str, float]]]:
+        """``(end in s since start_s, seconds per phase)`` of `bins` equal parts of a window."""
+        edges = np.linspace(start_s, stop_s, bins + 1)
+        parts = np.diff(self(edges), axis=0)
+        return [
+            (
+                float(end - start_s),
+                {name: float(row[k]) for k, name in enumerate(PHASES) if row[k] > 1e-9},
+            )
+            for end, row in zip(edges[1:], parts, strict=True)
+        ]
+
 
 def _index(phase: str) -> int:
     try:

@@ -1,0 +1,131 @@
+"""The account of a run as a picture.
+
+Power over time with phases, and joules per device and phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_edge.energy.domain import Provenance
+from lightning_edge.energy.phases import PHASES
+from lightning_edge.energy.pool import PoolReport, RankAccount
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS: Mapping[str, str] = dict(
+    zip(
+        PHASES,
+        ("#4477aa", "#ee6677", "#ccbb44", "#66ccee", "#228833", "#aa3377", "#bbbbbb"),
+        strict=True,
+    )
+)
+"""A palette that also people with colour-blindness tell apart (Paul Tol's "bright")."""
+
+
+def draw(pool: PoolReport) -> Figure:
+    """Power over time per device above, joules per device and phase below.
+
+    Each device's time starts at its own start: clocks of different machines are never compared.
+    """
+    from matplotlib.figure import Figure
+
+    names = pool.device_names()
+    rows = max(len(pool.accounts), 1)
+    figure = Figure(figsize=(10, 1.8 * rows + 3.0), layout="constrained")
+    axes = figure.subplots(rows + 1, 1, height_ratios=[1.0] * rows + [0.5 + 0.35 * rows])
+    top_w = max((w for a in pool.accounts for _, w in a.power_series), default=1.0)
+    for axis, account in zip(axes, pool.accounts, strict=False):
+        _power(axis, account, names[account.rank], 1.15 * top_w)
+        axis.label_outer()
+    axes[rows - 1].set_xlabel("s since this device's start")
+    _bars(axes[rows], pool, names)
+    return figure
+
+
+def save(path: Path, pool: PoolReport) -> None:
+    """Draw and write; the kind of file follows from the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(pool).savefig(path, dpi=120)
+
+
+def _power(axis: Axes, account: RankAccount, name: str, top_w: float) -> None:
+    _phase_background(axis, account.phase_series, top_w)
+    if account.power_series:
+        times, watts = zip(*account.power_series, strict=True)
+        axis.plot(times, watts, color="black", linewidth=0.8)
+        axis.set_xlim(0.0, max(times[-1], 1e-3))
+    axis.set_ylim(0.0, top_w)
+    axis.set_ylabel("W")
+    kinds = account.report.by_provenance
+    text = ", ".join(_kind(kind) for kind in kinds) or "not measured"
+    axis.set_title(f"{name}: {text}", loc="left", fontsize=9)
+
+
+def _phase_background(
+    axis: Axes, series: Sequence[tuple[float, Mapping[str, float]]], top_w: float
+) -> None:
+    """The share of each phase per interval, stacked from below over the full height."""
+    before_s = 0.0
+    for until_s, spent in series:
+        total_s = sum(spent.values())
+        bottom = 0.0
+        for phase, seconds in spent.items():
+            if total_s > 0:
+                height = top_w * seconds / total_s
+                axis.bar(
+                    before_s,
+                    height,
+                    width=until_s - before_s,
+                    bottom=bottom,
+                    align="edge",
+                    color=COLOURS[phase],
+                    alpha=0.35,
+                    linewidth=0,
+                )
+                bottom += height
+        before_s = until_s
+
+
+def _bars(axis: Axes, pool: PoolReport, names: Mapping[int, str]) -> None:
+    """Joules per device, divided by phase where that is known; estimates are hatched."""
+    shown: set[str] = set()
+    for row, account in enumerate(pool.accounts):
+        own_j = pool.device_energy_j(account.rank)
+        if own_j is None:
+            axis.text(0.0, row, " not measured", va="center", fontsize=8)
+            continue
+        seen_j = account.report.energy_j or own_j
+        parts = account.phase_j or {"": seen_j}
+        measured = bool(account.report.measured_fraction == 1.0)
+        left = 0.0
+        for phase, joules in parts.items():
+            width = joules * own_j / seen_j
+            axis.barh(
+                row,
+                width,
+                left=left,
+                height=0.6,
+                color=COLOURS.get(phase, "#999999"),
+                hatch=None if measured else "////",
+                edgecolor="white",
+                label=phase if phase and phase not in shown else None,
+            )
+            shown.add(phase)
+            left += width
+        error_j = account.report.uncertainty_j
+        if error_j:
+            axis.errorbar(left, row, xerr=error_j * own_j / seen_j, color="black", capsize=3)
+    axis.set_yticks(range(len(pool.accounts)), [names[a.rank] for a in pool.accounts], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("J (hatched: estimate or emulated)")
+    if shown - {""}:
+        axis.legend(fontsize=7, loc="best")
+
+
+def _kind(kind: Provenance) -> str:
+    return kind.value if kind.measured else kind.value.upper()
