@@ -19,11 +19,15 @@ from lightning_edge.plan.problems import Origin, Path, Problem, shown
 
 __all__: list[str] = []
 
-MOST_BYTES = 256 * 1024
-"""A plan of a thousand devices is a tenth of this."""
+MOST_BYTES = 64 * 1024
+"""A plan of a thousand devices is half of this."""
 _MOST_VALUES = 20_000
 _MOST_DEPTH = 12
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+
+
+class _TooMuchError(Exception):
+    """The text cannot be a plan."""
 
 
 @dataclass
@@ -33,19 +37,31 @@ class Reading:
     tree: object = None
     lines: dict[Path, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    values_left: int = _MOST_VALUES
+    values: int = 0
 
-    def count_value(self, path: Path) -> None:
+    def count_value(self, depth: int) -> None:
         """Refuse text that says too much: a few aliases can stand for billions of values."""
-        self.values_left -= 1
-        if self.values_left < 0:
+        self.values += 1
+        if self.values > _MOST_VALUES:
             raise _TooMuchError(f"more than {_MOST_VALUES} values (aliases repeat what they name)")
-        if len(path) > _MOST_DEPTH:
+        if depth > _MOST_DEPTH:
             raise _TooMuchError(f"lists and mappings nested more than {_MOST_DEPTH} deep")
 
 
-class _TooMuchError(Exception):
-    """The text cannot be a plan."""
+class _Loader(yaml.SafeLoader):
+    """Stops early: the scanner's time grows with the square of the depth."""
+
+    def __init__(self, text: str) -> None:
+        self._composed = Reading()
+        self._depth = -1
+        super().__init__(text)  # rejects control characters
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        self._composed.count_value(self._depth)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def read_file(path: FilePath) -> str:
@@ -57,7 +73,8 @@ def read_file(path: FilePath) -> str:
         reason = getattr(error, "strerror", None) or error
         raise PlanError(f"cannot be read: {reason}", shown_path(path)) from error
     if len(content) > MOST_BYTES:
-        raise PlanError(f"larger than {MOST_BYTES // 1024} KiB: not a plan", shown_path(path))
+        text = f"is not a plan: longer than {MOST_BYTES // 1024} KiB"
+        raise PlanError(text, shown_path(path))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,17 +89,13 @@ def shown_path(path: FilePath) -> str:
 def parse_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
     """Return the values, where they stand, and the problems of a YAML text."""
     reading = Reading()
-    loader: yaml.SafeLoader | None = None
     try:
-        loader = yaml.SafeLoader(text)  # the constructor rejects control characters
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is not None:
             reading.tree = _from_node(loader, node, (), reading)
-    except (yaml.YAMLError, RecursionError, ValueError, _TooMuchError) as error:
+    except (yaml.YAMLError, ValueError, _TooMuchError) as error:
         raise PlanError(_why(error, "YAML"), source) from error
-    finally:
-        if loader is not None:
-            loader.dispose()
     return reading.tree, Origin(source, reading.lines), reading.problems
 
 
@@ -90,6 +103,8 @@ def parse_json(text: str, source: str) -> tuple[Any, list[Problem]]:
     """Return the values and the problems of a JSON text."""
     reading = Reading()
     try:
+        if len(text) > MOST_BYTES:
+            raise _TooMuchError(f"longer than {MOST_BYTES // 1024} KiB")
         tree = json.loads(text, object_pairs_hook=_Object)
         reading.tree = _from_json(tree, (), reading)
     except (ValueError, RecursionError, _TooMuchError) as error:  # JSONDecodeError is a ValueError
@@ -98,7 +113,7 @@ def parse_json(text: str, source: str) -> tuple[Any, list[Problem]]:
 
 
 def _from_node(loader: yaml.SafeLoader, node: yaml.Node, path: Path, reading: Reading) -> object:
-    reading.count_value(path)
+    reading.count_value(len(path))
     reading.lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         return [
@@ -121,13 +136,16 @@ def _from_node(loader: yaml.SafeLoader, node: yaml.Node, path: Path, reading: Re
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.Node) -> object:
-    """Return a scalar as YAML reads it; dates, binary data and lists as keys stay text."""
+    """Return a scalar as YAML reads it; what is no bool, number or text stays as it is written."""
     if not isinstance(node, yaml.ScalarNode):
         return "<a list or mapping>"
-    if node.tag not in _PLAIN:
-        return str(node.value)
-    value: object = loader.construct_object(node)
-    return value
+    if node.tag in _PLAIN:
+        try:
+            value: object = loader.construct_object(node)
+            return value
+        except (ValueError, LookupError):  # such as `!!int abc`, `!!int ""`, `!!bool maybe`
+            pass
+    return str(node.value)
 
 
 class _Object(list[tuple[str, object]]):
@@ -135,7 +153,7 @@ class _Object(list[tuple[str, object]]):
 
 
 def _from_json(value: object, path: Path, reading: Reading) -> object:
-    reading.count_value(path)
+    reading.count_value(len(path))
     if isinstance(value, _Object):
         mapping: dict[str, object] = {}
         for key, item in value:
