@@ -10,13 +10,13 @@ a part of a batch alone cannot tell: ten class weights look like ten rows to a d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_edge.errors import DataError
@@ -29,7 +29,9 @@ from lightning_edge.train.axes import (
     describe,
     find_axes,
     fits,
+    from_plain,
     has_rows,
+    to_plain,
 )
 from lightning_edge.train.tree import children, rebuild, step, walk
 
@@ -37,6 +39,9 @@ __all__ = ["BatchRows", "RowsTree", "batch_rows", "cut", "take_rows", "whole_row
 
 Interval: TypeAlias = "tuple[int, int]"
 """Rows [start, stop)."""
+
+RowDims: TypeAlias = "Callable[[Any], Any]"
+"""`LightningModule.edge_row_dims(batch)`: the batch's structure with each leaf's row dimension."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,23 @@ class BatchRows:
         rows: Of the whole batch.
         mine: Those on this device.
         axes: Where they are in the batch's leaves.
+        first: The first row on this device, counted in the whole batch.
     """
 
     rows: int
     mine: int
     axes: Axes
+    first: int = 0
+
+    def to_plain(self) -> list[Any]:
+        """Return lists and numbers, for a message."""
+        return [self.rows, self.mine, to_plain(self.axes), self.first]
+
+    @staticmethod
+    def from_plain(plain: list[Any]) -> BatchRows:
+        """Return what `to_plain` wrote."""
+        rows, mine, axes, first = plain
+        return BatchRows(rows, mine, from_plain(axes), first)
 
 
 RowsTree: TypeAlias = "BatchRows | dict[Any, RowsTree] | None"
@@ -64,22 +81,21 @@ def batch_leaves(batch: Any) -> list[tuple[str, Any]]:
 
 
 def find_rows(
-    batch: Any, module: nn.Module | None = None, known: Axes = None, rows: int | None = None
+    batch: Any, row_dims: RowDims | None = None, known: Axes = None, rows: int | None = None
 ) -> tuple[int, Axes]:
     """Return the number of rows of a batch, and where they are.
 
     Args:
         batch: Anything a DataLoader yields.
-        module: Its `edge_row_dims(batch)`, if it has one, has the first word.
+        row_dims: The module's `edge_row_dims`, if it has one, has the first word.
         known: Axes found on another batch of the same loader; used if they fit.
         rows: The number of rows, if it is known.
 
     Raises:
         DataError: No rows are found, or leaves disagree.
     """
-    hook = getattr(module, "edge_row_dims", None)
-    if hook is not None:
-        axes = axes_from_dims(batch, hook(batch))
+    if row_dims is not None:
+        axes = axes_from_dims(batch, row_dims(batch))
     elif known is not None and fits(batch, known):
         axes = known
     else:
@@ -87,18 +103,18 @@ def find_rows(
     return count_rows(batch, axes), axes
 
 
-def batch_rows(batch: Any, *, module: nn.Module | None = None) -> int:
+def batch_rows(batch: Any, *, row_dims: RowDims | None = None) -> int:
     """Return the number of rows of a batch.
 
     Args:
         batch: Anything a DataLoader yields.
-        module: Its `edge_row_dims(batch)`, if it has one, has the first word. Else the first
+        row_dims: The module's `edge_row_dims`, if it has one, has the first word. Else the first
             dimension of the first tensor counts, or the first list if there is no tensor.
 
     Raises:
         DataError: No rows are found, or leaves disagree.
     """
-    return find_rows(batch, module)[0]
+    return find_rows(batch, row_dims)[0]
 
 
 def take_rows(
@@ -107,7 +123,7 @@ def take_rows(
     intervals: Sequence[Interval],
     *,
     axes: Axes = None,
-    module: nn.Module | None = None,
+    row_dims: RowDims | None = None,
 ) -> Any:
     """Return some rows of a batch, one interval after the other.
 
@@ -116,7 +132,7 @@ def take_rows(
         rows: How many it has.
         intervals: Which to take, `(start, stop)`; empty ones are skipped, rows may repeat.
         axes: Where the rows are, if it is known.
-        module: Asked for `edge_row_dims(batch)` if `axes` is not given.
+        row_dims: The module's `edge_row_dims`, asked if `axes` is not given.
 
     Returns:
         A batch of the same structure. A single interval gives views of tensors; all rows give the
@@ -125,18 +141,19 @@ def take_rows(
     Raises:
         DataError: A part that has rows cannot be cut.
     """
-    wanted = _joined(intervals)
+    wanted = joined(intervals)
     for start, stop in wanted:
         if not 0 <= start < stop <= rows:
             raise DataError(f"rows {start} to {stop} were asked of a batch of {rows} rows")
     if wanted == [(0, rows)]:
         return batch
     if axes is None:
-        axes = find_rows(batch, module, rows=rows)[1]
+        axes = find_rows(batch, row_dims, rows=rows)[1]
     return _take(batch, axes, wanted, "batch")
 
 
-def _joined(intervals: Sequence[Interval]) -> list[Interval]:
+def joined(intervals: Sequence[Interval]) -> list[Interval]:
+    """Return the same rows in as few intervals as possible."""
     joined: list[Interval] = []
     for start, stop in intervals:
         if start == stop:
@@ -210,6 +227,27 @@ def _parts(tree: RowsTree) -> list[BatchRows]:
     if isinstance(tree, dict):
         return [part for below in tree.values() for part in _parts(below)]
     return [] if tree is None else [tree]
+
+
+def as_tree(arranged: Any) -> RowsTree:
+    """Return the tree of `BatchRows` that are arranged in any containers."""
+    if arranged is None or isinstance(arranged, BatchRows):
+        return arranged
+    return {key: as_tree(child) for key, child in children(arranged) or ()}
+
+
+def tree_to_plain(tree: RowsTree) -> Any:
+    """Return dicts, lists and numbers, for a message."""
+    if isinstance(tree, BatchRows):
+        return tree.to_plain()
+    return None if tree is None else {key: tree_to_plain(below) for key, below in tree.items()}
+
+
+def tree_from_plain(plain: Any) -> RowsTree:
+    """Return what `tree_to_plain` wrote."""
+    if isinstance(plain, list):
+        return BatchRows.from_plain(plain)
+    return None if plain is None else {key: tree_from_plain(p) for key, p in plain.items()}
 
 
 def cut(batch: Any, tree: RowsTree, intervals: Sequence[Interval]) -> Any:

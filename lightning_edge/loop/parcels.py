@@ -1,0 +1,143 @@
+"""Batches on their way from the device that loads to those that compute.
+
+All loaders of a run share one stream of messages per device, because a device must be able to ask
+for a batch of any of them next. What was not asked for yet waits on the shelf of its loader:
+
+    sent       train 0.5   val 1.0   val 1.1   train 0.6      loader, round . batch
+    asked for              val 1.0   -> takes train 0.5 off the stream too, onto its shelf
+
+Every iteration over a loader is a round. A round left early (a limit, early stopping) leaves
+parcels behind that were sent ahead; they are of an older round than what is asked for, and dropped.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightning_edge.errors import DataError
+from lightning_edge.train.codec import decode, encode
+from lightning_edge.train.microbatch import BatchRows
+from lightning_edge.train.transport import Channel, Message, Transport
+
+__all__: list[str] = []
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """One turn of a loader, for one device.
+
+    Attributes:
+        loader: Number of the loader.
+        round: Number of the iteration over it.
+        index: Number of the batch within the round.
+        batch: The device's rows; None behind the last batch.
+        rows: Of the batch; None if the round ends here.
+        indices: The samples in the whole batch, where Lightning keeps track of them.
+        problem: Why there is no batch, if loading failed.
+    """
+
+    loader: int
+    round: int
+    index: int
+    batch: Any = None
+    rows: BatchRows | None = None
+    indices: list[Any] | None = None
+    problem: str | None = None
+
+    def to_message(self, session: int, what: str) -> Message:
+        """Pack the parcel.
+
+        Raises:
+            DataError: The batch holds something that cannot be sent; says where.
+        """
+        rows = self.rows.to_plain() if self.rows is not None else None
+        head = [session, self.loader, self.round, self.index, rows, self.indices, self.problem]
+        message = encode(self.batch, what)
+        message.meta["parcel"] = encode(head).meta["tree"]
+        return message
+
+    @staticmethod
+    def from_message(message: Message) -> tuple[int, Parcel]:
+        """Return the session and the parcel of a message."""
+        head = decode(Message({"tree": message.meta.pop("parcel")}, {}))
+        session, loader, number, index, rows, indices, problem = head
+        found = BatchRows.from_plain(rows) if rows is not None else None
+        return session, Parcel(loader, number, index, decode(message), found, indices, problem)
+
+
+class Post:
+    """Sends and receives parcels.
+
+    Args:
+        transport: Carries them.
+        owner: The rank that loads.
+    """
+
+    def __init__(self, transport: Transport, owner: int) -> None:
+        self._transport, self._owner = transport, owner
+        self._window = 0
+        self._shelves: dict[int, deque[Parcel]] = {}
+        self.session = 0
+        self.peers = [rank for rank in range(transport.world_size) if rank != owner]
+
+    @property
+    def loaders(self) -> int:
+        """Number of loaders that are in use on this device."""
+        return len(self._shelves)
+
+    def open(self, window: int) -> None:
+        """Let `window` parcels be underway that nobody has asked for yet."""
+        if window > self._window:
+            self._window = window
+            for peer in self.peers if self._transport.rank == self._owner else [self._owner]:
+                self._transport.open(peer, Channel.DATA, window)
+
+    def expect(self, number: int, loader: object) -> None:
+        """Keep parcels of a loader for as long as it lives."""
+        self._shelves[number] = deque()
+        weakref.finalize(loader, self._shelves.pop, number, None).atexit = False
+
+    def send(self, messages: Sequence[tuple[int, Message]], what: str) -> None:
+        """Send a message to each of several ranks."""
+        with torch.inference_mode(False):
+            for peer, message in messages:
+                self._transport.send(peer, Channel.DATA, message, what=what)
+
+    def take(self, number: int, round_: int, what: str) -> Parcel:
+        """Wait for the next parcel of a loader's round.
+
+        Raises:
+            TransportTimeout: The owner did not send it in time.
+            DataError: The owner is at another round.
+        """
+        shelf = self._shelves[number]
+        while True:
+            while shelf:
+                parcel = shelf.popleft()
+                if parcel.round == round_:
+                    return parcel
+                if parcel.round > round_:
+                    raise DataError(
+                        f"rank {self._owner} iterates the {what} loader for round"
+                        f" {parcel.round}, this device for round {round_}: all devices have to run"
+                        f" the same loops"
+                    )
+            self._receive(what)
+
+    def _receive(self, what: str) -> None:
+        text = (
+            f"a batch of {what} data, which rank {self._owner} loads (a slow loader needs timeout=)"
+        )
+        # A batch for the training loop may arrive while validation runs in inference mode.
+        with torch.inference_mode(False):
+            message = self._transport.receive(self._owner, Channel.DATA, what=text)
+            session, parcel = Parcel.from_message(message)
+        shelf = self._shelves.get(parcel.loader)
+        if session == self.session and shelf is not None:
+            shelf.append(parcel)

@@ -1,0 +1,232 @@
+"""The first batch of a loader before training starts, and what its rows are.
+
+The set-up needs a real batch to find out what the model does. Taking one must leave no trace:
+
+    data               the first batch comes from                          left behind
+    map-style          dataset[i] and collate_fn, in this process           nothing
+    anything else      a real iterator                                     the iterator, which the
+                                                                            first round continues
+
+Random streams are put back behind it in both cases, and no worker is started for map-style data.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.data import _auto_add_worker_init_fn
+from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils._pytree import tree_unflatten
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from lightning_edge.errors import DataError
+from lightning_edge.loop.streams import Streams
+from lightning_edge.train.axes import Axes, has_rows, learn_axes
+
+__all__: list[str] = []
+
+_log = logging.getLogger(__name__)
+
+
+class FirstBatches:
+    """Takes first batches, and keeps the iterators that they were taken from."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, Iterator[Any]]] = []
+        self._stashed: list[Any] = []
+
+    def sample(self, source: Any, sequential: bool) -> tuple[Any, list[tuple[Any, Any]], Any]:
+        """Return the first batch that a loop would get from its loaders.
+
+        Args:
+            source: A loop's data source, a loader, or a collection of loaders.
+            sequential: The loop goes through its loaders one after the other.
+
+        Returns:
+            The batch; (loader, its part of the batch) for each loader that feeds it; and a function
+            that arranges one value per loader as the batch is arranged.
+
+        Raises:
+            DataError: There is no batch.
+        """
+        loaders = _request_dataloader(source) if hasattr(source, "is_module") else source
+        kept = len(self._kept)
+        combined: Any = loaders
+        if not isinstance(loaders, CombinedLoader):
+            combined = CombinedLoader(loaders, "sequential" if sequential else "max_size_cycle")
+        flat = [getattr(loader, "unwrapped", loader) for loader in combined.flattened]
+        if combined._mode == "sequential":
+            parts = [(loader, self._first(loader)) for loader in _first_filled(flat)]
+            arrange = _only
+        else:
+            parts = [(loader, self._first(loader)) for loader in flat]
+            arrange = _Arrange(combined._spec)
+        if not parts:
+            raise DataError("there is no DataLoader to take a first batch from")
+        if len(self._kept) > kept and hasattr(source, "is_module") and source.is_module():
+            self._stash(source, loaders)
+        return arrange([batch for _, batch in parts]), parts, arrange
+
+    def _first(self, loader: Any) -> Any:
+        if is_map_style(loader):
+            before = Streams.capture(loader)
+            try:
+                return _fetch(loader, _own(loader.dataset), _first_index(loader))
+            except StopIteration:
+                raise DataError(f"the {type(loader).__name__} has no batch") from None
+            except Exception as error:  # a dataset that works in its workers only, for instance
+                _log.debug("building a batch in this process failed: %r", error)
+            finally:
+                before.restore()
+        if isinstance(loader, (list, tuple)) and loader:
+            return loader[0]
+        return self._from_iterator(loader)
+
+    def _from_iterator(self, loader: Any) -> Any:
+        before = Streams.capture(loader)
+        try:
+            _auto_add_worker_init_fn(loader, 0)  # as Lightning will, but its workers start now
+            iterator = iter(loader)
+            batch = next(iterator)
+        except StopIteration:
+            raise DataError(f"the {type(loader).__name__} has no batch") from None
+        finally:
+            before.restore()
+        self._kept.append((loader, chain([batch], iterator)))
+        return batch
+
+    def _stash(self, source: Any, loaders: Any) -> None:
+        """Give the loop these very loaders, since one that was begun cannot be made again."""
+        instance, original = source.instance, type(source).dataloader
+
+        def once() -> Any:
+            source.__dict__.pop("dataloader", None)
+            return loaders if source.instance is instance else original(source)
+
+        source.dataloader = once
+        self._stashed.append(source)
+
+    def iterator(self, loader: Any) -> Iterator[Any]:
+        """Begin a round over a loader; goes on with the iterator that was kept, if there is one."""
+        for place, (sampled, iterator) in enumerate(self._kept):
+            dataset = getattr(sampled, "dataset", None)
+            if sampled is loader or (dataset is not None and dataset is _dataset(loader)):
+                del self._kept[place]
+                if isinstance(loader, DataLoader):
+                    # What iter(loader) would draw now for the seeds of its workers.
+                    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+                return iterator
+        return iter(loader)
+
+    def close(self) -> None:
+        """Let go of all iterators."""
+        for source in self._stashed:
+            source.__dict__.pop("dataloader", None)
+        self._kept, self._stashed = [], []
+
+
+class _Arrange:
+    """Arranges one value per loader as a CombinedLoader arranges its batches."""
+
+    def __init__(self, spec: Any) -> None:
+        self._spec = spec
+
+    def __call__(self, values: list[Any]) -> Any:
+        return tree_unflatten(values, self._spec)
+
+
+def _only(values: list[Any]) -> Any:
+    return values[0]
+
+
+def _first_filled(loaders: list[Any]) -> list[Any]:
+    for loader in loaders:
+        try:
+            empty = len(loader) == 0
+        except (TypeError, NotImplementedError):
+            empty = False
+        if not empty:
+            return [loader]
+    return loaders[:1]
+
+
+def _dataset(loader: Any) -> Any:
+    return getattr(loader, "dataset", None)
+
+
+def is_map_style(loader: Any) -> bool:
+    """Return whether a loader's batches are nothing but `collate_fn` of items of its dataset."""
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and type(loader).__iter__ is DataLoader.__iter__
+        and type(loader)._get_iterator is DataLoader._get_iterator
+    )
+
+
+def learn(loader: Any) -> Axes:
+    """Find out where the rows of a loader's batches are, by collating two and three samples.
+
+    Returns:
+        The axes; None if the loader does not work in this way, so that batches have to tell.
+    """
+    if not is_map_style(loader):
+        return None
+    before = Streams.capture(loader)
+    try:
+        dataset = _own(loader.dataset)
+        indices = [0, min(1, len(dataset) - 1)]
+        # Fetched anew for each: collate functions may take samples apart.
+        small = _fetch(loader, dataset, indices)
+        larger = _fetch(loader, dataset, [*indices, 0])
+        axes = learn_axes(small, 2, larger, 3)
+        return axes if has_rows(axes) else None
+    except Exception as error:  # whatever the user's dataset does when it is asked like this
+        _log.debug("the rows of a loader have to be guessed: %r", error)
+        return None
+    finally:
+        before.restore()
+
+
+def _first_index(loader: DataLoader[Any]) -> Any:
+    plain = type(loader.sampler) in (SequentialSampler, RandomSampler)
+    if plain and type(loader.batch_sampler) is BatchSampler and loader.batch_size:
+        number = min(loader.batch_size, len(loader.sampler))  # type: ignore[arg-type]
+        if number == 0 or (loader.drop_last and number < loader.batch_size):
+            raise StopIteration
+        return list(range(number))
+    return next(iter(loader.batch_sampler or loader.sampler))
+
+
+def _fetch(loader: DataLoader[Any], dataset: Any, index: Any) -> Any:
+    if loader.batch_sampler is None:
+        return loader.collate_fn(dataset[index])
+    if getattr(dataset, "__getitems__", None):
+        return loader.collate_fn(dataset.__getitems__(index))
+    return loader.collate_fn([dataset[i] for i in index])
+
+
+def _own(dataset: Any) -> Any:
+    """Return a shallow copy, so that what is opened lazily is not inherited by workers later."""
+    if not isinstance(dataset, Dataset):
+        return dataset
+    own = copy.copy(dataset)
+    for name, value in list(getattr(own, "__dict__", {}).items()):
+        if isinstance(value, Dataset):
+            own.__dict__[name] = _own(value)
+        elif isinstance(value, list) and value and all(isinstance(v, Dataset) for v in value):
+            own.__dict__[name] = [_own(v) for v in value]
+    return own
