@@ -18,8 +18,9 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"errors", "plan", "replicate"},
     "profile": {"errors", "plan", "replicate", "train"},
     "testbed": {"errors", "plan", "profile"},
-    "loop": {"errors", "plan", "replicate", "train", "profile", "energy"},
-    "strategy": {"errors", "plan", "replicate", "train", "profile", "energy", "loop"},
+    "loop": {"errors", "plan", "replicate", "train", "profile", "energy", "report"},
+    "report": {"errors", "plan", "replicate", "train"},
+    "strategy": {"errors", "plan", "replicate", "train", "profile", "energy", "loop", "report"},
     "callbacks": {"errors", "plan", "profile", "energy", "loop", "strategy"},
     "app": {"errors", "plan", "profile", "energy", "strategy", "callbacks", "testbed"},
 }
