@@ -120,10 +120,10 @@ class Executor:
         times = StepTimes()
         self._edges.start(layout, step)
         self._sent.clear()
-        rank, counters = self._transport.rank, self._transport.counters
+        rank = self._transport.rank
         for instruction in instructions:
             start = self._clock()
-            waited, packed, reduced = counters.wait_s, counters.pack_s, counters.reduce_s
+            waited, communicated = self._counted()
             m = instruction.micro_batch
             if instruction.op is Op.REDUCE:
                 self._program.reduce()
@@ -139,14 +139,21 @@ class Executor:
                 else:
                     self._backward(m)
             end = self._clock()
-            waited = counters.wait_s - waited
-            communicated = counters.pack_s - packed + counters.reduce_s - reduced
+            waited_by_now, communicated_by_now = self._counted()
+            waited = waited_by_now - waited
+            communicated = communicated_by_now - communicated
             times.wait_s += waited
             times.communication_s += communicated
             if m is not None:
                 times.compute_s += end - start - waited - communicated
             times.spans.append(Span(instruction, start, end, waited))
         return times
+
+    def _counted(self) -> tuple[float, float]:
+        """Seconds waited for messages, and seconds packing and reducing, so far."""
+        counters = self._transport.counters
+        waited = counters.receive_wait_s + counters.send_wait_s
+        return waited, counters.pack_s + counters.unpack_s + counters.reduce_wait_s
 
     def _forward(self, m: int) -> None:
         outputs = self._program.forward(m, lambda: self._edges.receive_values(m, self._device))

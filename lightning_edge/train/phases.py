@@ -14,9 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_edge.errors import SplitError
+from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Probe, probe_step
 from lightning_edge.replicate.split import check_starts, crossing, owners, reused
-from lightning_edge.train.microbatch import batch_leaves, take_rows
+from lightning_edge.train.job import Batch
+from lightning_edge.train.microbatch import batch_leaves
 from lightning_edge.train.replay import Phase
 
 __all__: list[str] = []
@@ -27,15 +29,12 @@ PROBE_ROWS = (2, 3)
 def probe_batch(
     module: nn.Module,
     step: Callable[[Any], Any],
-    batch: Any,
+    cut: Callable[[Sequence[tuple[int, int]]], Any],
     rows: int,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> Probe:
-    """Probe a step on the first rows of a batch (repeated where it has fewer)."""
-    small, larger = (
-        take_rows(batch, rows, [(i % rows, i % rows + 1) for i in range(n)], module=module)
-        for n in PROBE_ROWS
-    )
+    """Probe a step on the first of a batch's `rows` rows, given by `cut` (repeated if too few)."""
+    small, larger = (cut([(i % rows, i % rows + 1) for i in range(n)]) for n in PROBE_ROWS)
     return probe_step(module, step, (small, larger), PROBE_ROWS, context)
 
 
@@ -71,18 +70,17 @@ class Phases:
         self,
         kind: str,
         step: Callable[[Any], Any],
-        batch: Any,
-        rows: int,
+        batch: Batch,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> tuple[Phase, Probe]:
-        """The phase of a step on a batch of `rows` rows, probed if it is new.
+        """The phase of a step on a batch, probed if it is new.
 
         Raises:
             SplitError: When this kind of step cannot be run with the plan's cuts.
         """
-        key = structure(self._module, kind, batch)
+        key = structure(self._module, kind, batch.data)
         if key not in self._phases:
-            probe = probe_batch(self._module, step, batch, rows, context)
+            probe = probe_batch(self._module, step, batch.cut, batch.own, context)
             check_starts(probe, self._module, self._starts)
             self._check_held(kind, probe)
             self._know(key, probe)
@@ -96,8 +94,6 @@ class Phases:
         self._probes[key], self._phases[key] = probe, Phase(leaves, again)
 
     def _check_held(self, kind: str, probe: Probe) -> None:
-        from lightning_edge.replicate.placeholder import is_fake
-
         parameters = dict(self._module.named_parameters())
         missing = [
             name

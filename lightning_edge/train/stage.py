@@ -8,8 +8,6 @@ the end  hooks off, the whole module back
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,11 +30,12 @@ from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
 from lightning_edge.replicate.split import check_starts, owners
 from lightning_edge.replicate.state import spread_initial, whole_again
+from lightning_edge.train.job import Batch, Job
 from lightning_edge.train.masks import Masks
 from lightning_edge.train.edges import Edges
+from lightning_edge.train.exchange import TensorExchange
 from lightning_edge.train.executor import Executor, StepTimes
 from lightning_edge.train.gradients import Gradients
-from lightning_edge.train.microbatch import take_rows
 from lightning_edge.train.phases import Phases
 from lightning_edge.train.replay import MicroBatch, Replay
 from lightning_edge.train.skip import Skipper
@@ -46,54 +45,6 @@ from lightning_edge.train.values import Value
 __all__: list[str] = []
 
 _KEPT = 256  # row layouts kept: one per batch size
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch as this device sees it.
-
-    Attributes:
-        data: This device's rows.
-        rows: Of the whole batch, on all devices.
-        number: Counts the batches of the run, equal on all devices.
-    """
-
-    data: Any
-    rows: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to do with a batch.
-
-    Attributes:
-        kind: Name of the step, "training_step" and the like.
-        step: The user's step with everything but the batch bound.
-        context: Entered around each call (autocast).
-        on_output: Given each micro-batch and what the step returned, on the last stage.
-        on_forwards_done: Called behind a last-stage device's last forward.
-        training: Backwards and gradients too.
-        accumulate: Batches the loop accumulates over; the loss is divided by it.
-        fresh: The loop zeroes the gradients for this batch.
-        keep_earlier: Add to what is there instead (see `Gradients.start`).
-        synchronise: An optimizer step follows.
-        weighted: The step gives its own loss weights, so that gradients are scaled at the end.
-        factor: Gives that scale, once all weights are known.
-    """
-
-    kind: str
-    step: Callable[[Any], Any]
-    context: Callable[[], AbstractContextManager[Any]]
-    on_output: Callable[[MicroBatch, Any], None]
-    on_forwards_done: Callable[[], None]
-    training: bool = False
-    accumulate: int = 1
-    fresh: bool = True
-    keep_earlier: bool = False
-    synchronise: bool = True
-    weighted: bool = False
-    factor: Callable[[], float] = lambda: 1.0
 
 
 def holders_of(
@@ -106,9 +57,10 @@ def holders_of(
     }
 
 
-def _with_micro_batches(plan: Plan, micro_batches: int) -> Plan:
+def _with_micro_batches(plan: Plan, micro_batches: int, world_size: int) -> Plan:
     stages = [PlannedStage(s.devices, s.start, s.parallelism) for s in plan.stages]
-    return Plan([Pipeline(stages)], micro_batches).resolve([])
+    ranks = [str(rank) for rank in range(world_size)]
+    return Plan([Pipeline(stages)], micro_batches).resolve(ranks)
 
 
 class Stage:
@@ -144,7 +96,7 @@ class Stage:
         self.holders = holders_of(plan, probe, module, self.starts)
         self._seed, self._probe = seed, probe
         self._place()
-        self._eval_plan = _with_micro_batches(plan, eval_micro_batches)
+        self._eval_plan = _with_micro_batches(plan, eval_micro_batches, transport.world_size)
         self._layouts: dict[tuple[int, bool], Layout] = {}
         self._lists: dict[tuple[int, bool], tuple[Instruction, ...]] = {}
         self._open_channels()
@@ -165,14 +117,14 @@ class Stage:
         return self.index == self.last
 
     def _place(self) -> None:
-        spread_initial(self.module, self.holders, self.transport)
+        spread_initial(self.module, self.holders, TensorExchange(self.transport))
         self._mode = fake_mode()
         rank, holders = self.transport.rank, self.holders
         swap_parameters(
             self.module,
             lambda name, p: None if rank in holders[name] else placeholder_like(p, self._mode),
         )
-        self.buffers_at_start = {n: b._version for n, b in self.module.named_buffers()}
+        self._buffers_at_start = {n: b._version for n, b in self.module.named_buffers()}
 
     def _open_channels(self) -> None:
         if self.index is None:
@@ -229,8 +181,7 @@ class Stage:
         if self.index is None:
             return StepTimes()
         if mine:
-            own_rows = sum(m.rows for m in mine)
-            phase, probe = self.phases.of(job.kind, job.step, batch.data, own_rows, job.context)
+            phase, probe = self.phases.of(job.kind, job.step, batch, job.context)
             self._seed_draws(probe)
             self.replay.start(phase, self._call(job), mine, *self._batch)
         if job.training:
@@ -244,14 +195,12 @@ class Stage:
     def _cut(self, batch: Batch, layout: Layout, job: Job) -> list[MicroBatch]:
         """This device's micro-batches; their rows lie one after the other in its part of the batch."""
         rank = self.transport.rank
-        own = sum(stop - start for start, stop in layout.rows_of(rank))
         offset, cut = 0, []
         for m in range(len(layout.bounds)):
             first, stop = layout.mine(rank, m)
             rows = stop - first
             if rows:
-                part = [(offset, offset + rows)]
-                data = take_rows(batch.data, own, part, module=self.module)
+                data = batch.cut([(offset, offset + rows)])
                 scale = rows / batch.rows / job.accumulate
                 cut.append(MicroBatch(m, data, rows, first, scale))
             offset += rows
@@ -269,7 +218,7 @@ class Stage:
         def call(data: Any, m: int) -> Any:
             micro_batch = self.replay.active
             assert micro_batch is not None
-            with job.context():
+            with job.around(micro_batch.rows), job.context():
                 output = job.step(data)
             job.on_output(micro_batch, output)
             return output
@@ -311,6 +260,42 @@ class Stage:
                 f"every stage the same devices' shares, draw in the DataLoader, or inside a module."
             )
 
+    def average_buffers(self) -> None:
+        """Make running statistics equal on the replicas of a stage: their mean, weighted by rows.
+
+        Every replica of a stage updates its buffers with its own rows (BatchNorm).
+        """
+        if self.index is None or len(self.plan.ranks(self.index)) < 2:
+            return
+        rank, ranks = self.transport.rank, tuple(sorted(self.plan.ranks(self.index)))
+        share = float(self.plan.stages[self.index].devices[rank])
+        buffers = {
+            name: buffer
+            for name, buffer in self.module.named_buffers()
+            if self.holders[name] == ranks and buffer.is_floating_point()
+        }
+        changed = [float(buffers[n]._version != self._buffers_at_start[n]) for n in buffers]
+        if not changed:
+            return
+        flags = torch.tensor(changed)
+        self.transport.all_reduce(ranks, flags).wait()
+        moved = [buffer for buffer, flag in zip(buffers.values(), flags, strict=True) if flag]
+        if not moved:
+            return
+        flat = torch.cat([buffer.detach().float().reshape(-1) * share for buffer in moved])
+        self.transport.all_reduce(ranks, flat).wait()
+        with torch.no_grad():
+            sizes = [buffer.numel() for buffer in moved]
+            for buffer, mean in zip(moved, flat.split(sizes), strict=True):
+                buffer.copy_(mean.view_as(buffer))
+
+    def buffers_elsewhere(self) -> frozenset[str]:
+        """Buffers that other ranks hold and this one does not."""
+        rank = self.transport.rank
+        return frozenset(
+            name for name, _ in self.module.named_buffers() if rank not in self.holders[name]
+        )
+
     def close(self) -> None:
         """Take everything off the module but the placeholders."""
         self.replay.close()
@@ -327,11 +312,12 @@ class Stage:
         }
 
         def real(name: str) -> None:
-            fake = sites[name]
-            new = materialize(fake, self.device)
-            swap_parameters(self.module, lambda _, p: new if p is fake else None)
+            fake = sites.get(name)  # a buffer is real everywhere
+            if fake is not None:
+                new = materialize(fake, self.device)
+                swap_parameters(self.module, lambda _, p: new if p is fake else None)
 
-        whole_again(self.module, self.holders, self.transport, real)
+        whole_again(self.module, self.holders, TensorExchange(self.transport), real)
 
     @property
     def mode(self) -> FakeTensorMode:
