@@ -202,7 +202,7 @@ class EnergyLogger(Callback):
         pool = self._collect(trainer, "train", final=self._account.phases_due())
         self._log(trainer, "train", pool)
         self._watch_budget(trainer, pool)
-        if not self._forecast_made:
+        if not self._forecast_made and not trainer.should_stop:
             self._forecast_made = True
             self._tell_forecast(trainer, pool)
 
@@ -337,7 +337,9 @@ class EnergyLogger(Callback):
         if self._directory is None or getattr(trainer, "fast_dev_run", False):
             return
         if trainer.is_global_zero or all_ranks:
-            name = "energy" if trainer.is_global_zero else f"energy-rank{run.rank}"
+            fn = trainer.state.fn
+            name = "energy" if fn in (None, TrainerFn.FITTING) else f"energy-{fn.value}"
+            name += "" if trainer.is_global_zero else f"-rank{run.rank}"
             extra = {"carbon_g_per_kwh": self._carbon_g_per_kwh, "step": trainer.global_step}
             write_json(self._directory / f"{name}.json", stages, extra)
             write_csv(self._directory / f"{name}.csv", stages)

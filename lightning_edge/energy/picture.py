@@ -33,6 +33,7 @@ def draw(pool: PoolReport) -> Figure:
     Each device's time starts at its own start: clocks of different machines are never compared.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     names = pool.device_names()
     rows = max(len(pool.accounts), 1)
@@ -41,9 +42,15 @@ def draw(pool: PoolReport) -> Figure:
     top_w = max((w for a in pool.accounts for _, w in a.power_series), default=1.0)
     for axis, account in zip(axes, pool.accounts, strict=False):
         _power(axis, account, names[account.rank], 1.15 * top_w)
-        axis.label_outer()
+        axis.tick_params(labelbottom=account is pool.accounts[-1])
     axes[rows - 1].set_xlabel("s since this device's start")
     _bars(axes[rows], pool, names)
+    seen = {name for a in pool.accounts for _, spent in a.phase_series for name in spent}
+    patches = [
+        Patch(color=COLOURS[name], alpha=0.35, label=name) for name in PHASES if name in seen
+    ]
+    if patches:
+        axes[0].legend(handles=patches, fontsize=7, loc="lower right", ncols=len(patches))
     return figure
 
 
@@ -93,7 +100,6 @@ def _phase_background(
 
 def _bars(axis: Axes, pool: PoolReport, names: Mapping[int, str]) -> None:
     """Joules per device, divided by phase where that is known; estimates are hatched."""
-    shown: set[str] = set()
     for row, account in enumerate(pool.accounts):
         own_j = pool.device_energy_j(account.rank)
         if own_j is None:
@@ -113,18 +119,15 @@ def _bars(axis: Axes, pool: PoolReport, names: Mapping[int, str]) -> None:
                 color=COLOURS.get(phase, "#999999"),
                 hatch=None if measured else "////",
                 edgecolor="white",
-                label=phase if phase and phase not in shown else None,
             )
-            shown.add(phase)
             left += width
         error_j = account.report.uncertainty_j
         if error_j:
             axis.errorbar(left, row, xerr=error_j * own_j / seen_j, color="black", capsize=3)
+    axis.set_xlim(left=0.0)
     axis.set_yticks(range(len(pool.accounts)), [names[a.rank] for a in pool.accounts], fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("J (hatched: estimate or emulated)")
-    if shown - {""}:
-        axis.legend(fontsize=7, loc="best")
 
 
 def _kind(kind: Provenance) -> str:

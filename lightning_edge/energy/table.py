@@ -82,7 +82,7 @@ def _total(pool: PoolReport, carbon_g_per_kwh: float | None) -> str:
     bound = "at least " if pool.is_lower_bound else ""
     lines = [
         f"total {bound}{joules(total_j, pool.uncertainty_j)}"
-        f" = measured {joules(pool.measured_j)} + estimated {joules(pool.estimated_j)}"
+        f" = {joules(pool.measured_j)} measured + {joules(pool.estimated_j)} estimated"
         f"; {pool.devices_measured} of {len(pool.accounts)} devices measured"
         if total_j is not None
         else f"nothing was measured on any of {len(pool.accounts)} devices"
@@ -107,7 +107,7 @@ def _total(pool: PoolReport, carbon_g_per_kwh: float | None) -> str:
             + ", ".join(f"{k} {joules(v)} ({v / whole_j:.0%})" for k, v in phases.items())
         )
     else:
-        notes = {account.phase_note for account in pool.accounts if account.phase_note}
+        notes = {a.phase_note for a in pool.accounts if a.phase_note and pool.owned[a.rank]}
         lines += [f"phases: not separable: {note}" for note in sorted(notes)]
     for earlier in pool.earlier:
         lines.append(f"of this, {joules(earlier.energy_j)} before the run was resumed")
