@@ -37,7 +37,7 @@ def table(plan: Plan, names: Sequence[str] | None = None, width: int = 100) -> s
     batches = "auto" if plan.micro_batches == "auto" else _count(plan.micro_batches, "micro-batch")
     batches = "micro-batches: auto" if batches == "auto" else batches
     parts = [f"{stages} on {_count(len(devices), 'device')}", batches]
-    idle = [name for rank, name in enumerate(names or ()) if rank not in devices]
+    idle = [f"{rank} {name}" for rank, name in enumerate(names or ()) if rank not in devices]
     if idle:
         parts.append(f"without work: {', '.join(idle)}")
     blocks = ["; ".join(parts)]
