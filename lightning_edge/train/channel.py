@@ -23,11 +23,11 @@ from datetime import timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lightning_edge.errors import TransportError
 from lightning_edge.train.alarm import Alarm
+from lightning_edge.train.buffers import Buffers
 from lightning_edge.train.counters import PeerCounters
 from lightning_edge.train.gloo import Mesh
 from lightning_edge.train.message import KIND_GROW, Prefix, grow_note, read_prefix, stamp
@@ -141,11 +141,10 @@ class Inbox:
         peer: int,
         channel: Channel,
         window: int,
-        *,
-        pinned: bool = False,
+        buffers: Buffers,
     ) -> None:
         self._mesh, self._alarm, self._peer, self._tag = mesh, alarm, peer, channel.tag
-        self._pinned = pinned
+        self._buffers = buffers
         self._slots = Slots(window)
         self._posted: deque[tuple[Work, Tensor]] = deque()
         self._widest = window
@@ -177,8 +176,7 @@ class Inbox:
 
     def _post(self, capacity: int, tag: int) -> tuple[Work, Tensor]:
         try:
-            with torch.inference_mode(False):
-                data = torch.empty(capacity, dtype=torch.uint8, pin_memory=self._pinned)
+            data = self._buffers.get(capacity)
             return self._mesh.receive(data, self._peer, tag), data
         except RuntimeError as error:
             if "alloc" in str(error):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -64,6 +64,7 @@ DTYPES: Mapping[str, torch.dtype] = {
         torch.float8_e5m2,
     )
 }
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -94,17 +95,24 @@ class Prefix(NamedTuple):
     sent_ns: int
 
 
+def _fresh(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8)
+
+
 def pack(
-    message: Message, *, wire_dtype: torch.dtype | None = None, pinned: bool = False
+    message: Message,
+    *,
+    wire_dtype: torch.dtype | None = None,
+    get_buffer: Callable[[int], Tensor] = _fresh,
 ) -> Tensor:
-    """Copy a message, once, into a new flat buffer.
+    """Copy a message, once, into a flat buffer.
 
     Args:
         message: What to send; tensors may lie on any device and have any strides.
         wire_dtype: Floating tensors wider than this travel as this, and get their dtype back on
             arrival.
-        pinned: Use page-locked memory and copy from accelerators without waiting for them, on the
-            current stream: the buffer is complete only once that stream has got there.
+        get_buffer: Makes a uint8 tensor of a size. If it is page-locked, copies from accelerators
+            are only queued on the current stream: the message is complete when they are done.
 
     Returns:
         uint8 tensor of exactly the message's size, on the CPU.
@@ -126,18 +134,19 @@ def pack(
     start = _align(PREFIX_BYTES + len(header))
     last = copies[-1][2] + copies[-1][0].numel() * copies[-1][1].itemsize if copies else 0
     total = start + last
-    with torch.inference_mode(False), torch.no_grad():
-        buffer = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
+    with torch.inference_mode(False):
+        buffer = get_buffer(total)
         raw = _raw(buffer)
         _PREFIX.pack_into(raw, 0, MAGIC, VERSION, KIND_MESSAGE, 0, len(header), total, 0)
         raw[PREFIX_BYTES : PREFIX_BYTES + len(header)] = header
         raw[PREFIX_BYTES + len(header) : start] = bytes(start - PREFIX_BYTES - len(header))
         for source, wire, offset in copies:
             if source.numel():
-                narrow = source.to(wire) if source.device.type != "cpu" else source
-                _alias(buffer, start + offset, wire, source.shape).copy_(
-                    narrow, non_blocking=pinned
-                )
+                target = _alias(buffer, start + offset, wire, source.shape)
+                if source.device.type == "cpu":
+                    target.copy_(source)
+                else:  # cast there, so that fewer bytes come over
+                    target.copy_(source.to(wire), non_blocking=buffer.is_pinned())
     return buffer
 
 
@@ -170,7 +179,7 @@ def unpack(buffer: Tensor) -> Message:
     tensors: dict[str, Tensor] = {}
     position = _align(end)  # each tensor must start after the one before it: no overlaps
     start = position
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False):
         for row in rows:
             name, dtype, wire, shape, offset = _check_row(row)
             size = math.prod(shape) * wire.itemsize
@@ -258,8 +267,7 @@ def _alias(buffer: Tensor, start: int, dtype: torch.dtype, shape: Sequence[int])
 
 def _encode_header(meta: dict[str, Any], rows: list[list[Any]]) -> bytes:
     try:
-        text = json.dumps({"m": meta, "t": rows}, separators=(",", ":"), ensure_ascii=False)
-        header = text.encode("utf-8", "surrogatepass")
+        header = _JSON.encode({"m": meta, "t": rows}).encode("utf-8", "surrogatepass")
     except (TypeError, ValueError, RecursionError) as error:
         raise TransportError(f"the message's meta is not JSON: {error}") from None
     if len(header) > MAX_HEADER_BYTES:

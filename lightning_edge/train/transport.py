@@ -26,6 +26,7 @@ from torch import Tensor
 from lightning_edge.errors import EdgeError, TransportError
 from lightning_edge.train import collectives
 from lightning_edge.train.alarm import Alarm
+from lightning_edge.train.buffers import Buffers
 from lightning_edge.train.channel import Channel, Inbox, Outbox
 from lightning_edge.train.counters import Counters
 from lightning_edge.train.gloo import Mesh
@@ -81,6 +82,7 @@ class Transport:
             for r in range(world_size)
         )
         self._counters = Counters()
+        self._buffers = Buffers()
         self._outboxes: dict[tuple[int, Channel], Outbox] = {}
         self._inboxes: dict[tuple[int, Channel], Inbox] = {}
         # A second transport on the same store must not meet the first one's keys.
@@ -122,7 +124,9 @@ class Transport:
             self._inboxes[peer, channel].widen(window)
             return
         self._outboxes[peer, channel] = Outbox(self._mesh, self._alarm, peer, channel, window)
-        self._inboxes[peer, channel] = Inbox(self._mesh, self._alarm, peer, channel, window)
+        self._inboxes[peer, channel] = Inbox(
+            self._mesh, self._alarm, peer, channel, window, self._buffers
+        )
 
     def send(
         self,
@@ -153,7 +157,7 @@ class Transport:
         counters = self._counters.peers[peer]
         outbox.reap(outbox.window, self.timeout, counters)
         start_s = time.perf_counter()
-        data = pack(message, wire_dtype=wire_dtype)
+        data = pack(message, wire_dtype=wire_dtype, get_buffer=self._buffers.get)
         self._counters.pack_s += time.perf_counter() - start_s
         outbox.send(data, what, time.monotonic_ns() if self.latency_s else 0)
         counters.bytes_sent += data.numel()
