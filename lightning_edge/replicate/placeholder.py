@@ -18,7 +18,7 @@ __all__: list[str] = []
 
 
 def fake_mode() -> FakeTensorMode:
-    """The mode all placeholders of one module belong to; mixing in real tensors is allowed until it is switched off."""
+    """Make the mode that all placeholders of a module belong to; real tensors may mix in."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -30,13 +30,13 @@ def is_fake(value: object) -> bool:
 
 
 def placeholder_like(tensor: Tensor, mode: FakeTensorMode) -> nn.Parameter:
-    """A parameter without memory that answers like `tensor` (shape, dtype, device, requires_grad)."""
+    """A parameter without memory that answers like `tensor`: shape, dtype, device."""
     fake = mode.from_tensor(tensor.detach())
     return nn.Parameter(cast(Tensor, fake), requires_grad=tensor.requires_grad)
 
 
 def parameter_sites(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Every place a parameter is registered at, tied ones at each: (full name, owner module, key, parameter)."""
+    """Every place a parameter is registered at: (full name, owner module, key, parameter)."""
     for prefix, owner in module.named_modules(remove_duplicate=True):
         for key, parameter in owner._parameters.items():
             if parameter is not None:

@@ -1,4 +1,4 @@
-"""One step without data or compute: which module runs when, which parameter is touched where, what crosses where.
+"""One step without data or compute: what runs when, which parameter is used where, what crosses.
 
 The module's parameters are swapped for placeholders, the user's own step runs on a real batch of a
 few rows, and everything that depends on a parameter comes out fake. Positions count module calls:
@@ -142,7 +142,7 @@ class Probe:
 
 @dataclass
 class _Result:
-    """An intermediate result while it is watched; holding the tensor keeps its id from being reused."""
+    """An intermediate result that is watched; holding the tensor keeps its id its own."""
 
     tensor: Tensor
     created: int
@@ -239,9 +239,9 @@ def _hooks(module: nn.Module, trace: _Trace) -> Iterator[Any]:
     def after(*_: Any) -> None:
         trace.stack.pop()
 
-    for name, child in module.named_modules():
-        if name:
-            yield child.register_forward_pre_hook(before(name), with_kwargs=True)
+    for path, child in module.named_modules():
+        if path:
+            yield child.register_forward_pre_hook(before(path), with_kwargs=True)
             yield child.register_forward_hook(after, always_call=True)
 
 
@@ -250,7 +250,7 @@ def _tensor_leaves(tree: Any) -> list[tuple[str, Tensor]]:
 
 
 def paths_and_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves of a pytree with their places as text, `[0][0]` or `[1]['mask']`, equal on every device."""
+    """Leaves of a pytree with their places as text: `[0][0]`, `[1]['mask']`."""
     return [
         ("".join(str(key) for key in path), leaf) for path, leaf in tree_flatten_with_path(tree)[0]
     ]

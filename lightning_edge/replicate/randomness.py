@@ -1,4 +1,4 @@
-"""Random streams: leave the user's as they were, and draw the same numbers wherever the pipeline is cut.
+"""Random streams: the user's stay as they were, and a step draws the same for every cut.
 
 The loop's own stream (shuffling, workers) must not notice how many devices take part, so every step
 runs on a stream of its own and the outer one is put back behind it. Inside the step each module
@@ -24,7 +24,7 @@ _MASK_63 = (1 << 63) - 1
 
 
 def mix(*parts: int | str) -> int:
-    """One 63-bit seed from numbers and names; equal on every device and Python version (no salted hash)."""
+    """One 63-bit seed from numbers and names, equal on every device and Python version."""
     state = 0x9E3779B97F4A7C15
     for part in parts:
         value = zlib.crc32(part.encode()) if isinstance(part, str) else int(part)
@@ -69,7 +69,7 @@ def host_states() -> tuple[object, bytes]:
 
 @contextmanager
 def kept(seed: int | None = None) -> Iterator[None]:
-    """Run the body on streams of its own (seeded when `seed` is given) and put all streams back behind it."""
+    """Run the body on streams of its own, seeded if asked, and put the user's back."""
     python: Any = random.getstate()
     legacy: Any = np.random.get_state()
     states = torch_states()

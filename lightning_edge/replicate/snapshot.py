@@ -1,4 +1,4 @@
-"""Run a step without leaving a trace in the module: attributes, lists, metric states and buffers are put back."""
+"""Run a step without leaving a trace in the module: attributes, lists, states, buffers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch import Tensor, nn
 __all__: list[str] = []
 
 _DEPTH = 3  # containers inside containers that are followed: lists of lists of tensors and the like
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count: 0."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Saved:
@@ -31,7 +36,7 @@ class _Saved:
             # parameters are replaced by placeholders, never written; everything else may be updated
             # in place
             if not isinstance(value, nn.Parameter) and id(value) not in self._tensors:
-                self._tensors[id(value)] = (value, value.detach().clone(), value._version)
+                self._tensors[id(value)] = (value, value.detach().clone(), version(value))
             return
         if depth == 0 or id(value) in self._containers:
             return
@@ -50,14 +55,14 @@ class _Saved:
         for value, content in self._containers.values():
             value.clear()
             value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
-        for tensor, content, version in self._tensors.values():
-            if tensor._version != version:
+        for tensor, content, seen in self._tensors.values():
+            if version(tensor) != seen or tensor.is_inference():
                 tensor.data.copy_(content)
 
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Run the body and put every attribute, container, buffer and state of the module tree back behind it."""
+    """Run the body and put every attribute, container and buffer of the modules back."""
     saved = _Saved(module)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where a model can be cut, what crosses there, and which stage touches which tensor. Pure functions of a `Probe`."""
+"""Where a model can be cut, what crosses there, which stage uses what: functions of a `Probe`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def crossing(probe: Probe, name: str) -> tuple[Leaf, ...]:
 
 
 def beside(probe: Probe, name: str) -> tuple[Value, ...]:
-    """Values made in front of a cut and used behind it that are not among the cut module's arguments."""
+    """Values from in front of a cut, used behind it, that are not its module's arguments."""
     position = probe.once()[name].position
     return tuple(
         value
@@ -48,7 +48,7 @@ def beside(probe: Probe, name: str) -> tuple[Value, ...]:
 
 
 def reused(probe: Probe, name: str) -> bool:
-    """Whether code behind a cut uses one of the cut module's arguments again, outside that module."""
+    """Whether code behind a cut uses an argument of the cut module again by itself."""
     position = probe.once()[name].position
     return any(
         used >= position and where != name and not where.startswith(f"{name}.")
@@ -128,7 +128,8 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
             times = sum(call.name == start for call in probe.calls)
             why = f" (the step ended early: {probe.failure})" if probe.failure and not times else ""
             problems.append(
-                f"start: {start!r} runs {times} times in a step; a stage can begin only at a module that runs "
+                f"start: {start!r} runs {times} times in a step; a stage can begin only at a "
+                f"module that runs "
                 f"once{why}{hint}"
             )
         elif start not in legal:
@@ -143,7 +144,8 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
                 )
             else:
                 problems.append(
-                    f"start: {start!r} is given no tensor that depends on a parameter: nothing in front of it is worth "
+                    f"start: {start!r} is given no tensor that depends on a parameter: nothing "
+                    f"in front of it is worth "
                     f"a stage{hint}"
                 )
     positions = [once[start].position for start in starts if start in once]

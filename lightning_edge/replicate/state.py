@@ -49,7 +49,7 @@ class Exchange(Protocol):
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
     flat = tensor.detach().contiguous().cpu().reshape(-1)
-    return zlib.crc32(flat.view(torch.uint8).numpy()) if flat.numel() else 0
+    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy())) if flat.numel() else 0
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -163,9 +163,7 @@ def collect(tree: Any, exchange: Exchange, copies: Callable[[Path], bool] | None
     asked = [tuple(path) for path in wanted]
     have = exchange.all_gather(
         [
-            path in mine
-            and not is_fake(mine[path])
-            and not (copies is not None and copies(path))
+            path in mine and not is_fake(mine[path]) and not (copies is not None and copies(path))
             for path in asked
         ]
     )
@@ -183,9 +181,7 @@ def collect(tree: Any, exchange: Exchange, copies: Callable[[Path], bool] | None
     missing = exchange.broadcast(missing)
     if missing:
         names = ", ".join("/".join(map(str, path)) for path in missing[:5])
-        raise CheckpointError(
-            f"{len(missing)} tensors of the checkpoint are on no device: {names}"
-        )
+        raise CheckpointError(f"{len(missing)} tensors of the checkpoint are on no device: {names}")
     return _filled(tree, found, ()) if exchange.rank == 0 else tree
 
 

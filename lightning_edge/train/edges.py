@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from lightning_edge.plan.layout import Layout
-from lightning_edge.train.message import Message
-from lightning_edge.train.transport import Channel, Transport
 from torch import Tensor
 
 from lightning_edge.errors import SplitError, TransportError
+from lightning_edge.plan.layout import Layout
+from lightning_edge.train.message import Message
+from lightning_edge.train.transport import Channel, Transport
 from lightning_edge.train.values import Value, rows_like
 
 __all__: list[str] = []
@@ -44,11 +44,11 @@ class Edges:
         self._step = 0
 
     def start(self, layout: Layout, step: int) -> None:
-        """Use the rows of this batch from here on; `step` numbers the batch on all devices alike."""
+        """Use the rows of this batch from here on; `step` is its number on all devices."""
         self._layout, self._step = layout, step
 
     def send_values(self, m: int, values: Sequence[Value]) -> None:
-        """Send micro-batch `m`'s outputs to the devices of the next stage that compute on its rows."""
+        """Send micro-batch `m`'s outputs to the devices of the next stage with its rows."""
         first, _ = self._layout.mine(self._rank, m)
         overlaps = self._layout.overlaps(self._rank, m, self._stage + 1)
         _refuse_unknown_rows(values, len(overlaps))
@@ -101,7 +101,7 @@ class Edges:
             self._send(peer, Channel.BACKWARD, message, f"micro-batch {m}'s gradients")
 
     def receive_gradients(self, m: int, values: Sequence[Value]) -> dict[str, Tensor]:
-        """Wait for the gradients of the `values` sent with micro-batch `m`; one nobody needs is left out."""
+        """Wait for the gradients of `values`, sent with `m`; what nobody needs is left out."""
         if not any(value.requires_grad for value in values):
             return {}
         first, _ = self._layout.mine(self._rank, m)
@@ -132,7 +132,8 @@ class Edges:
         found = {key: message.meta.get(key) for key in expected}
         if found != expected:
             raise TransportError(
-                f"expected {what} as {expected} from rank {peer}, found {found}: the devices do not run the same plan "
+                f"expected {what} as {expected} from rank {peer}, found {found}: the devices do "
+                f"not run the same plan "
                 f"on the same batch"
             )
         return message
@@ -158,6 +159,8 @@ def _refuse_unknown_rows(values: Sequence[Value], receivers: int) -> None:
     unknown = [value.name for value in values if value.per_row < 0]
     if unknown and receivers > 1:
         raise SplitError(
-            f"the values {', '.join(unknown)} that cross this cut depend on the batch's rows in a way that cannot be cut "
-            f"(neither [rows x k, ...] nor [..., rows x k, ...]); give the stages on both sides one device each"
+            f"the values {', '.join(unknown)} that cross this cut depend on the batch's rows in "
+            f"a way that cannot be cut "
+            f"(neither [rows x k, ...] nor [..., rows x k, ...]); give the stages on both sides "
+            f"one device each"
         )

@@ -1,4 +1,4 @@
-"""Whole tensors from rank to rank, for weights and checkpoints: one at a time, so that none piles up."""
+"""Whole tensors from rank to rank, for weights and checkpoints, one at a time."""
 
 from __future__ import annotations
 

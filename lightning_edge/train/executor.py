@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from lightning_edge.plan.layout import Layout
-from lightning_edge.plan.schedule import Instruction, Op
-from lightning_edge.train.transport import Transport
 from torch import Tensor
 
+from lightning_edge.plan.layout import Layout
+from lightning_edge.plan.schedule import Instruction, Op
 from lightning_edge.train.edges import Edges
+from lightning_edge.train.transport import Transport
 from lightning_edge.train.values import Value
 
 __all__: list[str] = []
@@ -32,7 +32,7 @@ class Program(Protocol):
     """What a stage computes. Micro-batches are numbered from 0 within a batch."""
 
     def forward(self, m: int, receive: Callable[[], list[Value]]) -> list[Value] | None:
-        """Compute micro-batch `m`; `receive()` gives the inputs. Returns what to send on, None on the last stage."""
+        """Compute `m` from `receive()`; give what to send on, None on the last stage."""
 
     def backward(
         self, m: int, gradients: Mapping[str, Tensor] | None

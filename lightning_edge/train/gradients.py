@@ -1,9 +1,9 @@
-"""Gradients of what several devices hold: summed over the holders, bucket by bucket, while the last backward still runs.
+"""Gradients of what several devices hold: summed over them, in buckets, behind the last backward.
 
 Replicas of a stage and tied weights are the same thing: a parameter with more than one holder. All
 parameters with the same holders lie in flat buckets, in the order their gradients become ready:
 
-    holders (0, 1)   bucket 0: h.1.*  head.*  | used?     <- ready first, on the wire while h.0 is computed
+    holders (0, 1)   bucket 0: h.1.*  head.*  | used?   <- ready first, sent while h.0 computes
                      bucket 1: wte    h.0.*   | used?
     holders (2,)     nothing to do: the gradients stay where autograd puts them
 
@@ -71,7 +71,7 @@ class _Bucket:
 
 
 class Gradients:
-    """The gradients this device makes, from the first micro-batch of an accumulation to the optimizer's step.
+    """The gradients of this device, from an accumulation's first micro-batch to the optimizer.
 
     Args:
         parameters: What this device holds, by name, in the order the step uses it.
@@ -125,7 +125,7 @@ class Gradients:
                     parameter.grad = view
 
     def arm(self) -> None:
-        """From here on a gradient that becomes ready is final: reduce full buckets at once, in order."""
+        """From here on a gradient is final when it is ready: reduce full buckets in order."""
         self._armed = True
         for bucket in self._buckets:
             bucket.waiting = {id(parameter) for parameter in bucket.parameters}
@@ -135,8 +135,10 @@ class Gradients:
         if bucket.work is not None:
             name = bucket.names[i]
             raise UnsupportedError(
-                f"the gradient of {name!r} changed after it was sent to the other holders: it is used in several "
-                f"activation checkpoints of one step. Use torch.utils.checkpoint with use_reentrant=False, or checkpoint it "
+                f"the gradient of {name!r} changed after it was sent to the other holders: it is "
+                f"used in several "
+                f"activation checkpoints of one step. Use torch.utils.checkpoint with "
+                f"use_reentrant=False, or checkpoint it "
                 f"only once."
             )
         bucket.used[i] = 1.0
@@ -159,7 +161,7 @@ class Gradients:
         bucket.work = self._all_reduce(bucket.holders, bucket.flat)
 
     def finish(self, synchronise: bool, factor: float = 1.0) -> None:
-        """Sum over the holders (unless the accumulation goes on) and lay the result aside for `publish`.
+        """Sum over the holders, unless the accumulation goes on; `publish` hands out the result.
 
         Args:
             synchronise: Whether an optimizer step follows.
@@ -198,7 +200,7 @@ class Gradients:
         return synchronised and place is not None and not bool(place[0].used[place[1]])
 
     def publish(self) -> None:
-        """Give the gradients to `p.grad`; what is there by now (a user who does not zero) is added to."""
+        """Give the gradients to `p.grad`; added to what a user who does not zero left there."""
         for parameter in self._parameters:
             new = self._parked.pop(id(parameter), None)
             if new is not None:
@@ -229,7 +231,7 @@ def _fill_buckets(
     holders: Mapping[str, tuple[int, ...]],
     bucket_bytes: int,
 ) -> list[_Bucket]:
-    """Backward order, split by holders, dtype and size; equal on all holders as it follows from the probe."""
+    """Backward order, split by holders, dtype and size; it follows from the probe."""
     done: list[_Bucket] = []
     open_ones: dict[Any, tuple[_Bucket, int]] = {}
     for name, parameter in _backwards(parameters.items()):

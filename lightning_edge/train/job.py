@@ -1,4 +1,4 @@
-"""What is done with one batch: its rows on this device, and the user's step with what surrounds it."""
+"""What is done with one batch: its rows here, and the user's step with what surrounds it."""
 
 from __future__ import annotations
 

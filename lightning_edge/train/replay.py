@@ -4,7 +4,7 @@ Every device runs the user's own step on each micro-batch. What it does not hold
 so that three stretches follow one another in the same call:
 
     step(batch)     prefix                     this stage                      behind it
-    stage 0         -                          wte  h.0  h.1                   h.2 is called: its arguments are sent,
+    stage 0         -                     wte  h.0  h.1            h.2 is called: its arguments
                                                                                the step is left by
                                                                                StageExit
     stage 1         wte  h.0  h.1 (fake,       h.2  h.3  (its arguments are    -> loss
@@ -39,7 +39,7 @@ _MIXED = "convert all Tensors to FakeTensors"  # torch's words when real and fak
 
 
 class StageExit(BaseException):
-    """Leaves the user's step at the end of this device's stage; not an Exception, so that no user code swallows it."""
+    """Leaves the user's step at the stage's end; no `except Exception` swallows it."""
 
     def __init__(self, values: list[Value]) -> None:
         super().__init__("the next stage goes on from here")
@@ -168,7 +168,7 @@ class Replay:
     def backward(
         self, m: int, gradients: Mapping[str, Tensor] | None
     ) -> tuple[Sequence[Value], Mapping[str, Tensor | None]]:
-        """Compute micro-batch `m`'s gradients; parameters' go to `p.grad`, received values' are returned."""
+        """Compute `m`'s gradients: parameters' go to `p.grad`, received values' are returned."""
         micro_batch = self._open.pop(m)
         micro_batch.backward = True
         with self._running(micro_batch):
@@ -200,7 +200,7 @@ class Replay:
             self._mode.allow_non_fake_inputs = allowed
 
     def _enter(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Pre-hook of this stage's first module: what was computed on placeholders becomes what was received."""
+        """Pre-hook of this stage's first module: fake arguments become what was received."""
         micro_batch = self.active
         if micro_batch is None:
             return None
@@ -208,7 +208,8 @@ class Replay:
         if not micro_batch.backward:
             if micro_batch.entered:
                 raise SplitError(
-                    f"start: {self.entry!r} is called more than once in a step; a stage can begin only at a module that "
+                    f"start: {self.entry!r} is called more than once in a step; a stage can "
+                    f"begin only at a module that "
                     f"runs once"
                 )
             self._receive(micro_batch, leaves)
@@ -228,8 +229,10 @@ class Replay:
                 micro_batch.substitutes[id(leaf)] = (leaf, micro_batch.tensors[path])
             elif isinstance(leaf, Tensor) and is_fake(leaf):
                 raise SplitError(
-                    f"{self.entry!r} needs its argument {path}, which the stage in front did not send: the step takes "
-                    f"another way through the model on this batch than on the first one. Choose another cut."
+                    f"{self.entry!r} needs its argument {path}, which the stage in front did not "
+                    f"send: the step takes "
+                    f"another way through the model on this batch than on the first one. Choose "
+                    f"another cut."
                 )
         self._allow_mixing(False)
 
@@ -264,7 +267,8 @@ class Replay:
     def _check_passed(self, micro_batch: MicroBatch) -> None:
         if micro_batch.outputs is None and self.exit is not None:
             raise SplitError(
-                f"the step ended without calling {self.exit!r}, where the next stage begins; every step has to come by "
+                f"the step ended without calling {self.exit!r}, where the next stage begins; "
+                f"every step has to come by "
                 f"each cut once"
             )
         if not micro_batch.entered:
@@ -274,7 +278,8 @@ class Replay:
         if micro_batch.outputs is None and torch.is_grad_enabled():
             if micro_batch.loss is None or not micro_batch.loss.requires_grad:
                 raise UnsupportedError(
-                    "training_step gave no loss that depends on a trainable parameter of the last stage; return a loss "
+                    "training_step gave no loss that depends on a trainable parameter of the "
+                    "last stage; return a loss "
                     "tensor or a dict with 'loss' for every batch"
                 )
 
@@ -308,6 +313,8 @@ class _Substitute(TorchFunctionMode):
 def _beside(cut: str | None, path: str | None) -> str:
     where = f" (its argument {path})" if path else ""
     return (
-        f"a value computed in front of the cut {cut!r} is used behind it{where} without passing through it (a long skip "
-        f"connection?). Choose another start for this stage; lightning_edge.cuts(module, batch) lists those that work."
+        f"a value computed in front of the cut {cut!r} is used behind it{where} without passing "
+        f"through it (a long skip "
+        f"connection?). Choose another start for this stage; lightning_edge.cuts(module, batch) "
+        f"lists those that work."
     )

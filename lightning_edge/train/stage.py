@@ -1,4 +1,4 @@
-"""This device's stage of a run: the module with placeholders, its gradients, and batches through it.
+"""This device's stage of a run: the module with placeholders, and batches through it.
 
 set-up   probe -> who holds what -> rank 0's values to the holders -> placeholders -> hooks
 a batch  rows -> micro-batches -> executor(instruction list, replay) -> gradients summed
@@ -28,14 +28,15 @@ from lightning_edge.replicate.placeholder import (
 )
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
+from lightning_edge.replicate.snapshot import version
 from lightning_edge.replicate.split import check_starts, owners
 from lightning_edge.replicate.state import spread_initial, whole_again
-from lightning_edge.train.job import Batch, Job
-from lightning_edge.train.masks import Masks
 from lightning_edge.train.edges import Edges
 from lightning_edge.train.exchange import TensorExchange
 from lightning_edge.train.executor import Executor, StepTimes
 from lightning_edge.train.gradients import Gradients
+from lightning_edge.train.job import Batch, Job
+from lightning_edge.train.masks import Masks
 from lightning_edge.train.phases import Phases
 from lightning_edge.train.replay import MicroBatch, Replay
 from lightning_edge.train.skip import Skipper
@@ -124,7 +125,7 @@ class Stage:
             self.module,
             lambda name, p: None if rank in holders[name] else placeholder_like(p, self._mode),
         )
-        self._buffers_at_start = {n: b._version for n, b in self.module.named_buffers()}
+        self._buffers_at_start = {n: version(b) for n, b in self.module.named_buffers()}
 
     def _open_channels(self) -> None:
         if self.index is None:
@@ -142,7 +143,7 @@ class Stage:
                 self.transport.open(peer, Channel.BACKWARD, window)
 
     def prepare_training(self) -> None:
-        """Make the buckets that gradients are summed in; once the parameters will not move any more."""
+        """Make the buckets that gradients are summed in; parameters do not move from here on."""
         order = {name: min(used) for name, used in self._probe.touches.items()}
         held = {
             name: parameter
@@ -193,7 +194,7 @@ class Stage:
             return executor.run(self._list(layout, job.training), layout, batch.number)
 
     def _cut(self, batch: Batch, layout: Layout, job: Job) -> list[MicroBatch]:
-        """This device's micro-batches; their rows lie one after the other in its part of the batch."""
+        """This device's micro-batches; their rows follow one another in its part."""
         rank = self.transport.rank
         offset, cut = 0, []
         for m in range(len(layout.bounds)):
@@ -255,8 +256,10 @@ class Stage:
         if any(other != shares[0] for other in shares):
             names = ", ".join(repr(name) if name else "the step itself" for name in sorted(between))
             raise UnsupportedError(
-                f"random numbers are drawn in {names}, outside the blocks (mixup, masking), and the "
-                f"stages of the plan divide the rows differently: their draws would not agree. Give "
+                f"random numbers are drawn in {names}, outside the blocks (mixup, masking), and "
+                f"the "
+                f"stages of the plan divide the rows differently: their draws would not agree. "
+                f"Give "
                 f"every stage the same devices' shares, draw in the DataLoader, or inside a module."
             )
 
@@ -274,7 +277,7 @@ class Stage:
             for name, buffer in self.module.named_buffers()
             if self.holders[name] == ranks and buffer.is_floating_point()
         }
-        changed = [float(buffers[n]._version != self._buffers_at_start[n]) for n in buffers]
+        changed = [float(version(buffers[n]) != self._buffers_at_start[n]) for n in buffers]
         if not changed:
             return
         flags = torch.tensor(changed)

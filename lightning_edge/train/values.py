@@ -1,4 +1,4 @@
-"""What crosses a cut: named tensors that know their rows, and the place in autograd where they arrive.
+"""What crosses a cut: named tensors that know their rows, and where they enter autograd.
 
 stage 0                     stage 1
 ... h.2(x) -> y  | y.detach() --> arrive(...) -> y' -> h.3(y') -> ... -> loss
@@ -60,7 +60,7 @@ class Arrival:
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The values as tensors of the graph: not leaves and not views, so that a block may start in place."""
+        """The values in the graph: neither leaves nor views, so that a block may start in place."""
         tensors = {value.name: value.tensor for value in self.values}
         live = [value for value in self.values if value.requires_grad]
         if live:

@@ -1,0 +1,219 @@
+"""One run of a Trainer (fit, validate, test, predict) on this device, after set-up.
+
+The strategy hands every step over to it; it knows the module's stage, the rows of the batch in the
+step, the logs that have to reach all ranks, and what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_edge.errors import UnsupportedError
+from lightning_edge.loop.records import Recorder
+from lightning_edge.loop.transfer import BatchTransfer
+from lightning_edge.report import Measured
+from lightning_edge.train.job import Batch, Job
+from lightning_edge.train.microbatch import cut, whole_rows
+from lightning_edge.train.outputs import merge_outputs
+from lightning_edge.train.replay import MicroBatch
+from lightning_edge.train.stage import Stage
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+__all__: list[str] = []
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+class Run:
+    """Takes batches through this device's stage.
+
+    Args:
+        module: The user's module.
+        stage: This device's part of the plan.
+        recorder: Logs of the last stage, for all ranks.
+        transfer: Knows the rows of the batch that is in the step.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        stage: Stage,
+        recorder: Recorder,
+        transfer: BatchTransfer,
+        weighted: bool,
+    ) -> None:
+        self.module, self.stage = module, stage
+        self.recorder, self.transfer = recorder, transfer
+        self.measured = Measured()
+        self._weighted = weighted
+        self._number = 0
+
+    def train(
+        self,
+        args: tuple[Any, ...],
+        context: Context,
+        *,
+        accumulate: int,
+        fresh: bool,
+        keep_earlier: bool,
+        synchronise: bool,
+    ) -> Tensor:
+        """Forward and backward of one batch; gradients wait in the stage until they are published.
+
+        Returns:
+            The loss of the whole batch, the same on every rank.
+        """
+        batch = self._batch(args[0], training=True)
+        loss = _Loss(batch.rows, accumulate, self._weighted)
+        shares: dict[int, Mapping[str, Any]] = {}
+
+        def factor() -> float:
+            if not self._weighted:
+                return 1.0
+            shares.update(self.recorder.collect())
+            return float(batch.rows / sum(share["weight"] for share in shares.values()))
+
+        job = Job(
+            "training_step",
+            self._bound("training_step", args[1:]),
+            context,
+            self.recorder.micro_batch,
+            loss.add,
+            lambda: self.recorder.send(loss.share()),
+            training=True,
+            accumulate=accumulate,
+            fresh=fresh,
+            keep_earlier=keep_earlier or (self._weighted and not fresh),
+            synchronise=synchronise,
+            weighted=self._weighted,
+            factor=factor,
+        )
+        with self.recorder.step("training_step"):
+            self._send_if_idle(batch, loss.share())
+            times = self.stage.run(batch, job)
+            if not shares:
+                shares.update(self.recorder.collect())
+        self.measured.add(times, batch)
+        total = sum(share["loss"] for share in shares.values())
+        weight = sum(share["weight"] for share in shares.values())
+        return torch.tensor(total / weight, device=self.stage.device)
+
+    def evaluate(self, kind: str, args: tuple[Any, ...], context: Context) -> Any:
+        """Forward of one batch in validation or test; the step's output on the last stage."""
+        batch = self._batch(args[0], training=False)
+        outputs: list[tuple[int, int, Any]] = []
+        job = Job(
+            kind,
+            self._bound(kind, args[1:]),
+            context,
+            self.recorder.micro_batch,
+            _keep_in(outputs),
+            lambda: self.recorder.send(),
+        )
+        with self.recorder.step(kind):
+            self._send_if_idle(batch, None)
+            self.stage.run(batch, job)
+            self.recorder.collect()
+        return _together(outputs)
+
+    def predict(self, args: tuple[Any, ...], context: Context) -> Any:
+        """Forward of one batch in prediction; the whole batch's output on every rank."""
+        batch = self._batch(args[0], training=False)
+        outputs: list[tuple[int, int, Any]] = []
+        job = Job(
+            "predict_step",
+            self._bound("predict_step", args[1:]),
+            context,
+            self.recorder.micro_batch,
+            _keep_in(outputs),
+            lambda: self.recorder.send({"outputs": outputs}),
+        )
+        with self.recorder.step("predict_step"):
+            self._send_if_idle(batch, {"outputs": []})
+            self.stage.run(batch, job)
+            shares = self.recorder.collect()
+        return _together([piece for share in shares.values() for piece in share["outputs"]])
+
+    def _send_if_idle(self, batch: Batch, extra: Mapping[str, Any] | None) -> None:
+        """A last-stage device none of whose rows are in this batch still answers the others."""
+        if batch.own == 0:
+            self.recorder.send(extra)
+
+    def _batch(self, data: Any, training: bool) -> Batch:
+        tree = self.transfer.rows
+        rows = whole_rows(tree)
+        self._number += 1
+        own = sum(
+            stop - start
+            for start, stop in self.stage.intervals(self.stage.transport.rank, rows, training)
+        )
+        return Batch(data, lambda intervals: cut(data, tree, intervals), own, rows, self._number)
+
+    def _bound(self, name: str, rest: tuple[Any, ...]) -> Callable[[Any], Any]:
+        step = getattr(self.module, name)
+
+        def call(batch: Any) -> Any:
+            return step(batch, *rest)
+
+        return call
+
+
+def _keep_in(outputs: list[tuple[int, int, Any]]) -> Callable[[MicroBatch, Any], None]:
+    def keep(micro_batch: MicroBatch, output: Any) -> None:
+        outputs.append((micro_batch.first_row, micro_batch.rows, output))
+
+    return keep
+
+
+def _together(pieces: list[tuple[int, int, Any]]) -> Any:
+    """Outputs of micro-batches and replicas, in the order of rows."""
+    if not pieces:
+        return None
+    ordered = sorted(pieces, key=lambda piece: piece[0])
+    if len(ordered) == 1:
+        return ordered[0][2]
+    return merge_outputs([output for _, _, output in ordered], [rows for _, rows, _ in ordered])
+
+
+class _Loss:
+    """Adds up a device's losses, and scales each so that gradients are plain sums."""
+
+    def __init__(self, rows: int, accumulate: int, weighted: bool) -> None:
+        self._rows, self._accumulate, self._weighted = rows, accumulate, weighted
+        self._losses: list[tuple[Tensor, float]] = []
+
+    def add(self, micro_batch: MicroBatch, output: Any) -> None:
+        loss, weight = self._parts(output, micro_batch.rows)
+        self._losses.append((loss.detach(), weight))
+        micro_batch.loss = loss * (weight / self._rows / self._accumulate)
+
+    def _parts(self, output: Any, rows: int) -> tuple[Tensor, float]:
+        loss, given = output, None
+        if isinstance(output, Mapping):
+            loss, given = output.get("loss"), output.get("loss_weight")
+        if not isinstance(loss, Tensor):
+            raise UnsupportedError(
+                f"training_step returned {type(loss).__name__} instead of a loss; return a tensor, "
+                f"or a dict with 'loss', for every batch (a batch cannot be skipped on one device "
+                f"only)"
+            )
+        if (given is not None) != self._weighted:
+            raise UnsupportedError(
+                "training_step returned 'loss_weight' for some batches and not for others; return "
+                "it always or never"
+            )
+        return loss, float(rows if given is None else given)
+
+    def share(self) -> dict[str, float]:
+        """This device's part of the batch's loss."""
+        return {
+            "loss": sum(float(loss) * weight for loss, weight in self._losses),
+            "weight": sum(weight for _, weight in self._losses),
+        }

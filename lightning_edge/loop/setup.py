@@ -1,0 +1,345 @@
+"""Set-up of a run: connect, take a sample batch, probe, agree on a plan, place the model."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.distributed import HashStore
+
+from lightning_edge.errors import SplitError, UnsupportedError
+from lightning_edge.loop import agreement, clip
+from lightning_edge.loop.environment import EdgeEnvironment, device_name, unique_names
+from lightning_edge.loop.epoch_end import EpochEndHooks
+from lightning_edge.loop.loader import Feed
+from lightning_edge.loop.options import Options
+from lightning_edge.loop.records import Recorder
+from lightning_edge.loop.run import Run
+from lightning_edge.loop.transfer import BatchTransfer
+from lightning_edge.plan.groups import plan_from_groups
+from lightning_edge.plan.plan import Plan
+from lightning_edge.replicate.placeholder import is_fake
+from lightning_edge.replicate.probe import Probe
+from lightning_edge.replicate.randomness import kept
+from lightning_edge.replicate.split import cuts, parameters_in_front
+from lightning_edge.report import DeviceReport, Report, peak_memory_bytes
+from lightning_edge.train.microbatch import RowsTree, cut, whole_rows
+from lightning_edge.train.phases import probe_batch
+from lightning_edge.train.rendezvous import connect
+from lightning_edge.train.stage import Stage
+from lightning_edge.train.transport import Transport
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from lightning_edge.strategy import EdgeCollabStrategy
+
+__all__: list[str] = []
+
+_log = logging.getLogger(__name__)
+
+_STEPS = {
+    TrainerFn.FITTING: ("training_step", "fit_loop"),
+    TrainerFn.VALIDATING: ("validation_step", "validate_loop"),
+    TrainerFn.TESTING: ("test_step", "test_loop"),
+    TrainerFn.PREDICTING: ("predict_step", "predict_loop"),
+}
+
+
+def connect_all(
+    environment: EdgeEnvironment, timeout: timedelta
+) -> tuple[Transport, tuple[str, ...]]:
+    """Connect this rank with all others; returns the transport and the devices' names by rank."""
+    names: tuple[str, ...] = (device_name(),)
+    if environment.world_size() == 1:
+        return Transport(HashStore(), 0, 1, timeout=timeout, names=names), names
+    store, rank, world_size = connect(timeout)
+    store.set(f"lightning_edge/name/{rank}", device_name())
+    given = [store.get(f"lightning_edge/name/{r}").decode() for r in range(world_size)]
+    names = unique_names(given)
+    return Transport(store, rank, world_size, timeout=timeout, names=names), names
+
+
+def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) -> RunParts:
+    """Place the module on this device according to the plan.
+
+    Raises:
+        EdgeError: When the model, the plan, the data or the Trainer do not fit together.
+    """
+    module, transport = strategy.lightning_module, strategy.transport
+    assert module is not None
+    assert trainer.state.fn is not None
+    _refuse(trainer, module)
+    kind, loop = _STEPS[trainer.state.fn]
+    feed = Feed(transport, options.data, row_dims=getattr(module, "edge_row_dims", None))
+    source = getattr(trainer, loop)._data_source
+    sample, rows = feed.sample(source, sequential=trainer.state.fn != TrainerFn.FITTING)
+    with kept():
+        sample = strategy.precision_plugin.convert_input(sample)
+        sample = module._on_before_batch_transfer(sample)
+        sample = module._apply_batch_transfer_handler(sample, device=strategy.root_device)
+    context = _context(strategy, kind)
+    probe = _probe(module, kind, sample, rows, context)
+    plan, reasons = _plan(options, probe, module, strategy.device_names)
+    agreement.agree(
+        transport,
+        {
+            "software": agreement.facts_of_software(),
+            "trainer": agreement.facts_of_trainer(trainer),
+            "model": agreement.facts_of_module(module),
+            "plan": plan.to_mapping(),
+        },
+        strategy.device_names,
+    )
+    for reason in reasons:
+        rank_zero_info(f"edge_collab: {reason}")
+    rank_zero_info(str(plan))
+    seed = transport.broadcast(torch.initial_seed() % (1 << 31))
+    stage = Stage(
+        module,
+        plan,
+        probe,
+        transport,
+        strategy.root_device,
+        seed,
+        options.wire_dtype,
+        options.eval_micro_batches,
+    )
+    _ = trainer.log_dir  # asked while all ranks listen, so that it is known inside steps
+    return RunParts(strategy, trainer, stage, feed, seed, probe.weighted)
+
+
+def _refuse(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    problems = []
+    if trainer.state.fn == TrainerFn.FITTING and not module.automatic_optimization:
+        problems.append(
+            "manual optimization: training_step calls backward itself, which a pipeline cannot "
+            "interleave. Remove self.automatic_optimization = False"
+        )
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None:
+        problems.append(
+            f"precision={trainer.precision!r} scales the loss, which only the last stage has; use "
+            f"'bf16-mixed' or '32-true'"
+        )
+    if problems:
+        raise UnsupportedError("edge_collab does not support " + "; nor ".join(problems))
+
+
+def _context(strategy: EdgeCollabStrategy, kind: str) -> Callable[[], Any]:
+    plugin = strategy.precision_plugin
+    contexts = {
+        "training_step": plugin.train_step_context,
+        "validation_step": plugin.val_step_context,
+        "test_step": plugin.test_step_context,
+        "predict_step": plugin.predict_step_context,
+    }
+    return contexts[kind]
+
+
+def _probe(
+    module: pl.LightningModule,
+    kind: str,
+    sample: Any,
+    rows: RowsTree,
+    context: Callable[[], Any],
+) -> Probe:
+    step = getattr(module, kind)
+    arguments = _arguments(step)
+    training = kind == "training_step"
+    modes = [(child, child.training) for child in module.modules()]
+    if not training:
+        module.eval()
+    try:
+        with ExitStack() as stack:
+            if not training:
+                stack.enter_context(torch.no_grad())
+            return probe_batch(
+                module,
+                lambda batch: step(batch, *arguments),
+                lambda parts: cut(sample, rows, parts),
+                whole_rows(rows),
+                context,
+            )
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def _arguments(step: Callable[..., Any]) -> tuple[int, ...]:
+    """What Lightning passes behind the batch: batch_idx and dataloader_idx, where asked for."""
+    names = list(inspect.signature(step).parameters)
+    if names and names[0] == "dataloader_iter":
+        raise UnsupportedError(
+            "training_step(dataloader_iter) takes its batches itself; edge_collab has to cut them. "
+            "Use training_step(batch, batch_idx)"
+        )
+    parameters = list(inspect.signature(step).parameters.values())
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return (0,) * (max(len(needed), min(len(parameters), 2)) - 1)
+
+
+def _plan(
+    options: Options, probe: Probe, module: pl.LightningModule, names: Sequence[str]
+) -> tuple[Plan, tuple[str, ...]]:
+    legal = cuts(probe, module)
+    if options.plan is not None:
+        plan = options.plan
+        reasons: tuple[str, ...] = ()
+    else:
+        blocks = cuts(probe, module, blocks_only=True)
+        points = blocks if options.split_points == "auto" else legal
+        plan, reasons = plan_from_groups(
+            options.groups,
+            options.across,
+            names,
+            [c.name for c in points],
+            [parameters_in_front(probe, module, points), *(c.parameters for c in points)],
+            options.micro_batches,
+            options.split_points,
+        )
+    plan = plan.resolve(names)
+    starts = [stage.start for stage in plan.stages if stage.start is not None]
+    if probe.failure is not None and not {c.name for c in legal}.issuperset(starts):
+        raise SplitError(
+            f"the step did not get as far as {starts[-1]!r} on a trial without data, so it cannot be "
+            f"cut there: {probe.failure}"
+        )
+    plan.check([c.name for c in legal], len(names))
+    return plan, reasons
+
+
+class RunParts:
+    """Everything of one run, put together; see the modules of `loop/` for each part."""
+
+    def __init__(
+        self,
+        strategy: EdgeCollabStrategy,
+        trainer: pl.Trainer,
+        stage: Stage,
+        feed: Feed,
+        seed: int,
+        weighted: bool,
+    ) -> None:
+        module, transport = strategy.lightning_module, strategy.transport
+        assert module is not None
+        self._strategy, self._trainer, self._feed = strategy, trainer, feed
+        self.stage, self.module = stage, module
+        self.recorder = Recorder(
+            module,
+            transport if transport.world_size > 1 else None,
+            rank=transport.rank,
+            last_ranks=stage.plan.ranks(stage.last),
+            world_size=transport.world_size,
+            inside=strategy.inside,
+        )
+        self.epoch_end = EpochEndHooks(module, self.recorder)
+        self.transfer = BatchTransfer(
+            feed, trainer, strategy.root_device, seed=seed, aligned=self._aligned
+        )
+        self._run = Run(module, stage, self.recorder, self.transfer, weighted)
+        self._undo: list[Callable[[], None]] = []
+        self._own_zero_grad = is_overridden("optimizer_zero_grad", module)
+
+    def install(self) -> None:
+        """Hook into the module and the precision plugin; the last step of set-up."""
+        self.recorder.open()
+        self.epoch_end.install()
+        self.transfer.install()
+        undo = clip.install(self._strategy.precision_plugin, self._owned, self._sum)
+        self._undo = [undo, self.transfer.remove, self.epoch_end.remove, self.recorder.close]
+
+    def wrap(self, loader: Any) -> Any:
+        """A loader that gives this device its rows."""
+        return self._feed.wrap(loader, self._rows_for, what=self._what())
+
+    def train(self, args: tuple[Any, ...], synchronise: bool) -> Tensor:
+        """One training batch."""
+        accumulate = self._trainer.accumulate_grad_batches
+        fresh = self._trainer.fit_loop.batch_idx % accumulate == 0
+        return self._run.train(
+            args,
+            self._strategy.precision_plugin.train_step_context,
+            accumulate=accumulate,
+            fresh=fresh,
+            keep_earlier=self._own_zero_grad,
+            synchronise=synchronise,
+        )
+
+    def evaluate(self, kind: str, args: tuple[Any, ...]) -> Any:
+        """One batch of validation or test."""
+        return self._run.evaluate(kind, args, _context(self._strategy, kind))
+
+    def predict(self, args: tuple[Any, ...]) -> Any:
+        """One batch of prediction."""
+        return self._run.predict(args, _context(self._strategy, "predict_step"))
+
+    def report(self) -> Report:
+        """What every device did; collective."""
+        transport, stage = self.stage.transport, self.stage
+        own = DeviceReport(
+            rank=transport.rank,
+            name=self._strategy.device_names[transport.rank],
+            stage=stage.index,
+            start=stage.plan.stages[stage.index].start if stage.index is not None else None,
+            parameters=sum(p.numel() for p in self.module.parameters() if not is_fake(p)),
+            share=float(stage.plan.stages[stage.index].devices[transport.rank])
+            if stage.index is not None
+            else 0.0,
+            measured=self._run.measured,
+            sent_bytes={peer: c.bytes_sent for peer, c in transport.counters.peers.items()},
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        parts = Report([own]).to_dict()["devices"]
+        gathered = transport.all_gather(parts[0]) if transport.world_size > 1 else parts
+        return Report.from_parts(gathered)
+
+    def close(self, hand_back: bool) -> None:
+        """Undo everything; give every rank the whole module when nothing failed."""
+        for undo in self._undo:
+            undo()
+        self._undo = []
+        self.stage.close()
+        self._feed.close()
+        if hand_back:
+            self.stage.make_whole()
+
+    def _rows_for(self, rank: int, rows: int) -> list[tuple[int, int]]:
+        return self.stage.intervals(rank, rows, self._trainer.training)
+
+    def _what(self) -> str:
+        stage = self._trainer.state.stage
+        return stage.value if stage is not None else "training"
+
+    def _aligned(self, rows: int) -> bool:
+        """Whether all stages cut a batch in the same places."""
+        layout = self.stage.layout(rows, self._trainer.training)
+        plan = self.stage.plan
+        cut = [
+            sorted(layout.rows_of(rank) for rank in plan.ranks(i)) for i in range(len(plan.stages))
+        ]
+        return all(other == cut[0] for other in cut)
+
+    def _owned(self) -> list[tuple[torch.nn.Parameter, bool]]:
+        rank, holders = self.stage.transport.rank, self.stage.holders
+        return [
+            (parameter, holders[name][0] == rank)
+            for name, parameter in self.module.named_parameters()
+            if rank in holders[name]
+        ]
+
+    def _sum(self, value: Tensor) -> Tensor:
+        transport = self.stage.transport
+        if transport.world_size == 1:
+            return value
+        total: Tensor = torch.stack(transport.all_gather(value)).sum(0)
+        return total

@@ -1,0 +1,406 @@
+"""`Trainer(strategy="edge_collab")`: the thin adapter between Lightning and the four phases.
+
+Trainer                     this file                     what does it
+_configure_launcher         start local processes         loop/launcher.py
+setup_environment           connect                       train/rendezvous.py, transport.py
+setup                       probe, plan, place            loop/setup.py, train/stage.py
+training_step               a whole step, both ways       loop/run.py
+backward                    hand out the gradients        train/gradients.py
+validation_step ...         forward, logs to all ranks    loop/run.py, loop/records.py
+save_checkpoint             one device's checkpoint       loop/checkpoint.py
+teardown                    the whole module back         train/stage.py
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies.strategy import TBroadcast
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_edge.loop import checkpoint as checkpoints
+from lightning_edge.loop.collectives import reduce_tensors
+from lightning_edge.loop.environment import EdgeEnvironment, root_device, set_rank_zero
+from lightning_edge.loop.inside import InsideStep
+from lightning_edge.loop.launcher import make_launcher
+from lightning_edge.loop.options import Options
+from lightning_edge.loop.setup import RunParts, connect_all, set_up
+from lightning_edge.plan.plan import Plan
+from lightning_edge.report import Report
+from lightning_edge.train.transport import Transport
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+__all__ = ["EdgeCollabStrategy"]
+
+
+class EdgeCollabStrategy(ParallelStrategy):
+    """Train one model on a handful of unequal, trusted devices.
+
+    Args:
+        plan: "auto", a `Plan`, a mapping in a plan's form, or a path to a YAML or JSON plan.
+        groups: Device groups in order, name to `{"devices": [ranks or names], "parallelism": ...}`;
+            only with `plan="auto"`.
+        across: How groups combine: "pipeline", "data" or "auto".
+        objective: What "auto" optimises. This version balances by parameters whatever it is.
+        micro_batches: Pieces a batch is cut into, or "auto"; only with `plan="auto"`.
+        split_points: Modules at which stages begin, or "auto"; only with `plan="auto"`.
+        profile: "auto" or a measured profile, used once the planner is there.
+        data: Who loads: "owner" (rank 0), `{"owner": rank}`, or "every" device its own copy.
+        eval_micro_batches: Pieces of a batch in validation, test and prediction.
+        replan: Reserved.
+        wire_dtype: Floating tensors are cast to it between stages, for instance `torch.bfloat16`.
+        power_modes: "keep" the devices' power modes as they are.
+        timeout: Longest wait for another device.
+
+    Raises:
+        PlanError: When what is given contradicts itself.
+    """
+
+    strategy_name = "edge_collab"
+
+    def __init__(
+        self,
+        plan: str | os.PathLike[str] | Plan | Mapping[str, Any] = "auto",
+        *,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        across: Literal["auto", "pipeline", "data"] = "auto",
+        objective: str | Mapping[str, Any] = "time",
+        micro_batches: int | Literal["auto"] = "auto",
+        split_points: Sequence[str] | Literal["auto"] = "auto",
+        profile: Any = "auto",
+        data: str | Mapping[str, int] = "owner",
+        eval_micro_batches: int = 1,
+        replan: None = None,
+        wire_dtype: torch.dtype | str | None = None,
+        power_modes: Literal["keep"] = "keep",
+        timeout: timedelta = timedelta(seconds=60),
+        accelerator: pl.accelerators.Accelerator | None = None,
+        parallel_devices: list[torch.device] | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        super().__init__(
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=EdgeEnvironment(),
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+        )
+        self._options = Options.checked(
+            plan=plan,
+            groups=groups,
+            across=across,
+            objective=objective,
+            micro_batches=micro_batches,
+            split_points=split_points,
+            profile=profile,
+            data=data,
+            eval_micro_batches=eval_micro_batches,
+            replan=replan,
+            wire_dtype=wire_dtype,
+            power_modes=power_modes,
+            timeout=timeout,
+        )
+        self.num_nodes = 1
+        self.inside = InsideStep()
+        self.device_names: tuple[str, ...] = ()
+        self._transport: Transport | None = None
+        self._parts: RunParts | None = None
+        self._failed = False
+        self._blocked = False
+        self._report: Report | None = None
+
+    # what was decided and measured
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan in use, with ranks and numbers; None before set-up."""
+        return self._parts.stage.plan if self._parts is not None else None
+
+    @property
+    def transport(self) -> Transport:
+        """The connection between the devices."""
+        assert self._transport is not None, "the devices are connected in Trainer.fit and the like"
+        return self._transport
+
+    def report(self) -> Report:
+        """What each device did in the last fit; printing it gives a table.
+
+        Raises:
+            RuntimeError: Before the end of the first fit.
+        """
+        if self._report is None:
+            raise RuntimeError("strategy.report() is there once trainer.fit() has ended")
+        return self._report
+
+    # devices and processes
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        assert self.parallel_devices is not None
+        return root_device(self.parallel_devices, self.local_rank)
+
+    @property
+    def num_processes(self) -> int:
+        """Local processes that are started when nobody started any."""
+        return len(self.parallel_devices) if self.parallel_devices else 1
+
+    @property
+    def _environment(self) -> EdgeEnvironment:
+        assert isinstance(self.cluster_environment, EdgeEnvironment)
+        return self.cluster_environment
+
+    def set_world_ranks(self) -> None:
+        """Tell Lightning which rank this is."""
+        self._environment.set_world_size(self.num_processes)
+        set_rank_zero(self.global_rank)
+
+    @override
+    def _configure_launcher(self) -> None:
+        self._launcher = make_launcher(self, self._environment, self.num_processes)
+
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        set_rank_zero(self.global_rank)
+        if self._transport is None:
+            self._transport, self.device_names = connect_all(
+                self._environment, self._options.timeout
+            )
+            atexit.register(self._end)
+
+    @override
+    def model_to_device(self) -> None:
+        assert self.model is not None
+        self.model.to(self.root_device)
+
+    # a run
+
+    @override
+    def setup(self, trainer: pl.Trainer) -> None:
+        assert self.accelerator is not None
+        assert self.lightning_module is not None
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.lightning_module)
+        self.model_to_device()
+        self._parts = set_up(self, trainer, self._options)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+            self._parts.stage.prepare_training()
+        self.setup_precision_plugin()
+        self._parts.install()
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        assert self._parts is not None
+        return self._parts.wrap(dataloader)
+
+    @override
+    def batch_to_device(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        assert self._parts is not None
+        return self._parts.transfer(batch, device or self.root_device, dataloader_idx)
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        assert self._parts is not None
+        return self._parts.train(args, synchronise=not self._blocked)
+
+    @override
+    def backward(
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        assert self._parts is not None
+        assert self._parts.stage.gradients is not None
+        assert self.lightning_module is not None
+        self.pre_backward(closure_loss)
+        closure_loss = self.precision_plugin.pre_backward(closure_loss, self.lightning_module)
+        self._parts.stage.gradients.publish()
+        closure_loss = self.precision_plugin.post_backward(closure_loss, self.lightning_module)
+        self.post_backward(closure_loss)
+        return closure_loss
+
+    @contextmanager
+    @override
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        self._blocked = True
+        try:
+            yield
+        finally:
+            self._blocked = False
+
+    @override
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: pl.LightningModule | nn.Module | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        file = os.environ.get("LIGHTNING_EDGE_STEP_FILE")
+        if file and self.lightning_module is not None:
+            with open(file, "a", encoding="utf-8") as steps:
+                steps.write(f"{self.lightning_module.trainer.global_step} {time.monotonic()}\n")
+        return result
+
+    @override
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._parts is not None
+        return self._parts.evaluate("validation_step", args)
+
+    @override
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._parts is not None
+        return self._parts.evaluate("test_step", args)
+
+    @override
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._parts is not None
+        return self._parts.predict(args)
+
+    @override
+    def on_validation_start(self) -> None:
+        assert self._parts is not None
+        self._parts.stage.average_buffers()
+
+    @override
+    def on_train_end(self) -> None:
+        assert self._parts is not None
+        self._parts.stage.average_buffers()
+        self._report = self._parts.report()
+
+    # collectives
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        if self._parts is not None and self._parts.epoch_end.running:
+            return self._parts.epoch_end.reduce(tensor, str(reduce_op or "mean"))
+        self.inside.refuse("reduce")
+        if not isinstance(tensor, Tensor) or self.world_size == 1:
+            return tensor
+        return reduce_tensors(self.transport.all_gather(tensor.cpu()), reduce_op).to(tensor.device)
+
+    @override
+    def barrier(self, name: str | None = None) -> None:
+        self.inside.refuse("barrier")
+        if self.world_size > 1 and self._transport is not None:
+            self._transport.barrier(name or "a barrier")
+
+    @override
+    def broadcast(self, obj: TBroadcast, src: int = 0) -> TBroadcast:
+        if self.world_size == 1 or self._transport is None:
+            return obj
+        transport = self._transport
+        result: TBroadcast = self.inside.broadcast(obj, lambda: transport.broadcast(obj, src))
+        return result
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        if self._parts is not None and self._parts.epoch_end.running:
+            return self._parts.epoch_end.all_gather(tensor)
+        self.inside.refuse("all_gather")
+        if self.world_size == 1:
+            return tensor
+        parts = self.transport.all_gather(tensor.detach().cpu())
+        return torch.stack(parts).to(tensor.device)
+
+    def all_gather_object(self, obj: Any) -> list[Any]:
+        """Every rank's `obj` (plain types and tensors), in the order of ranks."""
+        self.inside.refuse("all_gather")
+        return self.transport.all_gather(obj) if self.world_size > 1 else [obj]
+
+    # checkpoints
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        assert self._parts is not None
+        return checkpoints.optimizer_state(
+            super().optimizer_state(optimizer), self.transport, self._parts.stage.mode
+        )
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        assert self._parts is not None
+        checkpoints.save(
+            checkpoint,
+            self._parts.stage,
+            lambda whole: self.checkpoint_io.save_checkpoint(
+                whole, filepath, storage_options=storage_options
+            ),
+            str(filepath),
+        )
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return checkpoints.load(
+            checkpoint_path,
+            self.transport,
+            lambda: self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only),
+        )
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        states = [
+            checkpoints.held_state(optimizer, state)
+            for optimizer, state in zip(
+                self.optimizers, checkpoint["optimizer_states"], strict=True
+            )
+        ]
+        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
+
+    # the end
+
+    def _end(self) -> None:
+        """Leave in order at the end of the process; a process that dies of an error says so."""
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        error = getattr(sys, "last_value", None)
+        if error is None:
+            transport.close()
+        else:
+            transport.abort(error)
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        self._failed = True
+        if self._transport is not None:
+            self._transport.abort(f"{type(exception).__name__}: {exception}")
+
+    @override
+    def teardown(self) -> None:
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close(hand_back=not self._failed)
+        if self._failed:
+            self._transport = None
+        if self.lightning_module is not None and self.root_device.type != "cpu":
+            self.lightning_module.cpu()
+        self._environment.teardown()
+        self.precision_plugin.teardown()
+        assert self.accelerator is not None
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
