@@ -27,9 +27,11 @@ def unsupported(plan: Plan) -> list[Problem]:
     return problems
 
 
-def cut_points(plan: Plan, modules: Sequence[str]) -> list[Problem]:
+def cut_points(plan: Plan, modules: Sequence[str] | None) -> list[Problem]:
     """Return the stages that start where the model cannot be cut, or before an earlier stage."""
-    problems = []
+    problems: list[Problem] = []
+    if modules is None:
+        return problems
     for index, pipeline in enumerate(plan.pipelines):
         path = ("pipelines", index, "stages")
         starts = [stage.start for stage in pipeline.stages]
@@ -55,7 +57,7 @@ def in_order(starts: Sequence[tuple[Path, str]], modules: Sequence[str]) -> list
     return problems
 
 
-def present(plan: Plan, world_size: int) -> list[Problem]:
+def absent(plan: Plan, world_size: int) -> list[Problem]:
     """Return the ranks of the plan that do not exist among `world_size` devices."""
     problems = []
     for path, rank in _devices_with_paths(plan):

@@ -229,23 +229,22 @@ class Plan:
         Raises:
             PlanError: With every problem.
         """
-        problems = checks.unsupported(self)
-        if modules is not None:
-            problems += checks.cut_points(self, modules)
-        if world_size is not None:
-            problems += checks.present(self, world_size)
-        refuse(problems, self._origin)
+        absent = [] if world_size is None else checks.absent(self, world_size)
+        refuse(checks.unsupported(self) + checks.cut_points(self, modules) + absent, self._origin)
 
-    def resolve(self, names: Sequence[str]) -> Plan:
+    def resolve(self, names: Sequence[str], modules: Sequence[str] | None = None) -> Plan:
         """Return the plan with ranks for device names and numbers for every "auto".
 
         Args:
             names: The name of each rank's device. The plan may give a device by its rank as well.
+            modules: The model's legal cut points; with them, all that `check` finds is refused too.
 
         Raises:
             PlanError: With every device that is not there, ambiguous, or there twice.
         """
         ranks, problems = checks.to_ranks(self, names)
+        if modules is not None:
+            problems = checks.unsupported(self) + checks.cut_points(self, modules) + problems
         refuse(problems, self._origin)
         micro_batches = self.micro_batches
         if micro_batches == "auto":

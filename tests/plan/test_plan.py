@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 
 from lightning_edge.errors import PlanError, UnsupportedError
 from lightning_edge.plan import Pipeline, Plan, Stage
@@ -82,6 +82,7 @@ def test_stages_and_pipelines_may_be_given_as_mappings() -> None:
     assert Plan([Pipeline(stages)]) == expected  # type: ignore[arg-type]
 
 
+@settings(max_examples=40)
 @given(free_plans())
 def test_every_plan_survives_yaml_json_pickle_copy_and_repr(plan: Plan) -> None:
     read = yaml.safe_load(plan.to_yaml())
@@ -98,6 +99,7 @@ def test_every_plan_survives_yaml_json_pickle_copy_and_repr(plan: Plan) -> None:
                 assert list(stage.devices) == list(back.devices), "the order of rows is kept"
 
 
+@settings(max_examples=40)
 @given(free_plans())
 def test_every_plan_survives_a_file(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -189,6 +191,18 @@ def test_check_reports_everything_at_once() -> None:
         "pipelines[1].stages[0].devices[9]: there is no rank 9: 6 devices take part (ranks 0 to 5)",
         "power_modes[8]: there is no rank 8: 6 devices take part (ranks 0 to 5)",
     )
+
+
+def test_resolve_with_the_cut_points_reports_everything_at_once() -> None:
+    plan = Plan([Pipeline([Stage(["orin"]), Stage(["mac"], "x", parallelism="sequence")])])
+    with pytest.raises(PlanError) as caught:
+        plan.resolve(["pi"], ["a"])
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
+        "pipelines[0].stages[1].parallelism",
+        "pipelines[0].stages[1].start",
+        "pipelines[0].stages[0].devices.orin",
+        "pipelines[0].stages[1].devices.mac",
+    ]
 
 
 def test_check_of_a_model_that_cannot_be_cut() -> None:

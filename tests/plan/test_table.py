@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -53,6 +53,7 @@ def test_markup_in_names_is_text() -> None:
     assert "[bold]x 100%" in str(Plan([Pipeline([Stage(["[bold]x"])])]))
 
 
+@settings(max_examples=40)
 @given(free_plans(), st.integers(60, 120))
 def test_nothing_is_cut_off_at_any_width(plan: Plan, width: int) -> None:
     text = table(plan, width=width)
