@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import lightning.fabric.utilities.rank_zero as fabric_rank_zero
 import lightning.pytorch.utilities.rank_zero as pytorch_rank_zero
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from lightning_edge.errors import ConfigMismatchError, UnsupportedError
@@ -37,6 +37,8 @@ class EdgeEnvironment(ClusterEnvironment):
 
     def __init__(self) -> None:
         super().__init__()
+        if PARENT_VARIABLE in os.environ and "LOCAL_RANK" in os.environ:
+            os.environ.setdefault("RANK", os.environ["LOCAL_RANK"])
         self._processes = 1
         self._port: int | None = None
 
@@ -55,9 +57,9 @@ class EdgeEnvironment(ClusterEnvironment):
         if len(given) == 1:
             missing = "WORLD_SIZE" if given == ["RANK"] else "RANK"
             raise ConfigMismatchError(
-                f"the environment sets {given[0]}={os.environ[given[0]]} but no {missing}: start the"
-                " script with torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT on every"
-                " device, or none of them."
+                f"the environment sets {given[0]}={os.environ[given[0]]} but no {missing}: start"
+                " the script with torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT on"
+                " every device, or none of them."
             )
         return bool(given)
 
@@ -120,7 +122,8 @@ def set_rank_zero(rank: int) -> None:
         rank: This process.
     """
     # One function in Lightning 2.6, but reachable, and replaceable, in three places.
-    for module in (fabric_rank_zero.rank_zero_module, fabric_rank_zero, pytorch_rank_zero):
+    utilities: Any = fabric_rank_zero
+    for module in (utilities.rank_zero_module, fabric_rank_zero, pytorch_rank_zero):
         module.rank_zero_only.rank = rank
 
 
