@@ -30,6 +30,8 @@ from lightning_edge.train.rendezvous import bounded, poll
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, Work
 
+    from lightning_edge.train.staging import Waitable
+
 __all__ = ["Alarm"]
 
 log = logging.getLogger(__name__)
@@ -99,8 +101,8 @@ class Alarm:
             self._cut()
             self._watcher.join(LOOK_S)
 
-    def wait(self, work: Work, timeout: timedelta, peers: Sequence[int], what: str) -> None:
-        """Wait for a work of ours or raise what became of it.
+    def wait(self, work: Waitable, timeout: timedelta, peers: Sequence[int], what: str) -> None:
+        """Wait for work of ours, or raise what became of it.
 
         Raises:
             TransportTimeout: Nothing came within ``timeout``.
@@ -132,7 +134,7 @@ class Alarm:
             work.wait(FOREVER)
         except RuntimeError:
             if not self._closing and self.failure is None:
-                self._explain([successor], "training", None)
+                self._explain([successor], "", None)
 
     def _explain(self, peers: Sequence[int], doing: str, late: timedelta | None) -> TransportError:
         with self._lock:
@@ -153,7 +155,7 @@ class Alarm:
                     f"{other} failed first: its connection to {me} closed without a word"
                     f" (process killed, device off, or network down)"
                 )
-                self.failure = PeerError(f"{text}, while {doing}")
+                self.failure = PeerError(f"{text}, while {doing}" if doing else text)
                 self._tell(text)
             self._cut()
             return self.failure

@@ -7,6 +7,7 @@ only the memory's own reference count can tell when it is free.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,18 +39,20 @@ class Buffers:
         self._pinned = pinned
         self._pieces: list[_Piece] = []
         self._calls = 0
+        self._lock = threading.Lock()
 
     def get(self, size: int) -> Tensor:
         """Return an uninitialised tensor of ``size`` bytes, aligned for any dtype."""
         with torch.inference_mode(False):
             if self._pinned or size <= SMALL_BYTES:
                 return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
-            self._calls += 1
-            piece = self._find(size)
-            if piece is None:
-                piece = self._make(size)
-            piece.used = self._calls
-            return torch.empty(0, dtype=torch.uint8).set_(piece.storage, 0, (size,), (1,))
+            with self._lock:  # no two threads may find the same piece free
+                self._calls += 1
+                piece = self._find(size)
+                if piece is None:
+                    piece = self._make(size)
+                piece.used = self._calls
+                return torch.empty(0, dtype=torch.uint8).set_(piece.storage, 0, (size,), (1,))
 
     @property
     def bytes_held(self) -> int:

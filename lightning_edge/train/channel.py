@@ -35,11 +35,14 @@ from lightning_edge.train.message import KIND_GROW, Prefix, grow_note, read_pref
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Work
 
+    from lightning_edge.train.staging import Courier, Ready, Waitable
+
 __all__ = ["Channel", "Inbox", "Outbox", "Slots"]
 
 FIRST_CAPACITY_BYTES = 64 << 10
 REMEMBERED = 64  # sizes; a larger message is forgotten after this many smaller ones
 PAGE_BYTES = 4096
+CONTROL_LIMIT_BYTES = 1 << 20  # a checkpoint's tensor must not leave its size in memory for long
 
 
 class Channel(IntEnum):
@@ -56,12 +59,22 @@ class Channel(IntEnum):
         """The tag of the posted buffers; the next one is that of messages too long for them."""
         return 2 * self.value
 
+    @property
+    def limit(self) -> int | None:
+        """The largest posted buffer, in bytes; None for whatever the messages need."""
+        return CONTROL_LIMIT_BYTES if self in (Channel.RECORD, Channel.CONTROL) else None
+
 
 class Slots:
-    """Capacities of the posted buffers, counted in the same way by both ends."""
+    """Capacities of the posted buffers, counted in the same way by both ends.
 
-    def __init__(self, window: int) -> None:
-        self.window = window
+    Args:
+        window: Number of buffers.
+        limit: Capacities stay below this; for streams where large messages are rare.
+    """
+
+    def __init__(self, window: int, limit: int | None = None) -> None:
+        self.window, self._limit = window, limit
         self.capacities = deque([FIRST_CAPACITY_BYTES] * window)
         self._sizes: deque[int] = deque(maxlen=REMEMBERED)
 
@@ -81,38 +94,63 @@ class Slots:
 
     def _capacity(self) -> int:
         pages = -(-max(self._sizes, default=0) * 5 // (4 * PAGE_BYTES))
-        return max(FIRST_CAPACITY_BYTES, pages * PAGE_BYTES)
+        capacity = max(FIRST_CAPACITY_BYTES, pages * PAGE_BYTES)
+        return capacity if self._limit is None else min(capacity, self._limit)
 
 
 class Outbox:
     """The sending end of a stream."""
 
-    def __init__(self, mesh: Mesh, alarm: Alarm, peer: int, channel: Channel, window: int) -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        alarm: Alarm,
+        peer: int,
+        channel: Channel,
+        window: int,
+        courier: Courier,
+    ) -> None:
         self._mesh, self._alarm, self._peer, self._tag = mesh, alarm, peer, channel.tag
-        self._slots = Slots(window)
-        self._underway: deque[tuple[list[Work], Tensor, str]] = deque()
+        self._courier, self._by_courier = courier, False
+        self._slots = Slots(window, channel.limit)
+        self._underway: deque[tuple[list[Waitable], str]] = deque()
 
     def widen(self, window: int) -> None:
         """Count on ``window`` posted buffers from the next message on."""
         self._slots.widen(window)
 
-    def send(self, data: Tensor, what: str, sent_ns: int) -> None:
-        """Start to send a packed message, which belongs to the outbox from now on."""
+    def send(self, data: Tensor, what: str, sent_ns: int, ready: Ready | None = None) -> None:
+        """Start to send a packed message, which belongs to the outbox from now on.
+
+        Args:
+            data: The message, or where it will be once ``ready`` has been waited for.
+            what: What it is, for errors.
+            sent_ns: Travels with it.
+            ready: Tells when ``data`` is complete.
+        """
         self._alarm.check()
-        stamp(data, window=self._slots.window, sent_ns=sent_ns)
-        size = data.numel()
+        size, window = data.numel(), self._slots.window
+        stamp(data, window=window, sent_ns=sent_ns)
         parts = [(data, self._tag)]
         if size > self._slots.capacities[0]:
             note = grow_note(size)
-            stamp(note, window=self._slots.window, sent_ns=sent_ns)
+            stamp(note, window=window, sent_ns=sent_ns)
             parts = [(note, self._tag), (data, self._tag + 1)]
         self._slots.use(size)
+
+        def begin() -> list[Waitable]:
+            return [self._mesh.send(part, self._peer, tag) for part, tag in parts]
+
+        # Once one message of a stream has gone by courier the others must not overtake it.
+        self._by_courier = self._by_courier or ready is not None
+        if self._by_courier:
+            self._underway.append(([self._courier.start(ready, begin)], what))
+            return
         try:
-            works = [self._mesh.send(part, self._peer, tag) for part, tag in parts]
+            self._underway.append((begin(), what))
         except RuntimeError:
             error = self._alarm.broken([self._peer], f"sending {what}")
             raise error from None
-        self._underway.append((works, data, what))
 
     def reap(self, keep: int, timeout: timedelta, counters: PeerCounters) -> None:
         """Wait until at most ``keep`` messages are underway."""
@@ -120,7 +158,7 @@ class Outbox:
             return
         start_s = time.perf_counter()
         while len(self._underway) > keep:
-            works, _, what = self._underway.popleft()
+            works, what = self._underway.popleft()
             for work in works:
                 self._alarm.wait(work, timeout, [self._peer], f"room to send {what}")
         counters.send_wait_s += time.perf_counter() - start_s
@@ -145,7 +183,7 @@ class Inbox:
     ) -> None:
         self._mesh, self._alarm, self._peer, self._tag = mesh, alarm, peer, channel.tag
         self._buffers = buffers
-        self._slots = Slots(window)
+        self._slots = Slots(window, channel.limit)
         self._posted: deque[tuple[Work, Tensor]] = deque()
         self._widest = window
         for capacity in self._slots.capacities:

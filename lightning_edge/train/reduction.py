@@ -15,6 +15,7 @@ from lightning_edge.train.alarm import Alarm
 from lightning_edge.train.counters import Counters
 from lightning_edge.train.gloo import Mesh
 from lightning_edge.train.rendezvous import meet
+from lightning_edge.train.staging import Courier, Staging, Waitable
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -62,14 +63,24 @@ class Reducer:
         rank: This device.
         alarm: Ends the waits when a device fails.
         timeout: For making groups, and for waits that state none.
+        staging: Brings tensors of accelerators to the host.
+        courier: Starts the sums of those.
         latency_s: Test aid: no sum is ready sooner than the messages of a ring would take.
     """
 
     def __init__(
-        self, store: Store, rank: int, alarm: Alarm, timeout: timedelta, latency_s: float = 0.0
+        self,
+        store: Store,
+        rank: int,
+        alarm: Alarm,
+        timeout: timedelta,
+        staging: Staging,
+        courier: Courier,
+        latency_s: float = 0.0,
     ) -> None:
         self._store, self._rank, self._alarm = store, rank, alarm
         self._timeout, self._latency_s = timeout, latency_s
+        self._staging, self._courier = staging, courier
         self._groups: dict[tuple[int, ...], Mesh] = {}
 
     def all_reduce(self, ranks: Sequence[int], flat: Tensor, counters: Counters) -> Reduction:
@@ -88,13 +99,20 @@ class Reducer:
         counters.reduced_bytes += flat.numel() * flat.element_size()
         mesh = self._group(members)
         last_start = torch.tensor([time.monotonic_ns()])
-        try:
-            works = [mesh.all_reduce(flat)]
-            if self._latency_s:
-                works.append(mesh.all_reduce(last_start, largest=True))
-        except RuntimeError:
-            error = self._alarm.broken(members, "starting a sum")
-            raise error from None
+        on_host, ready = self._staging.to_host(flat)  # the same tensor if it is there already
+
+        def begin() -> list[Waitable]:
+            clock = [mesh.all_reduce(last_start, largest=True)] if self._latency_s else []
+            return [mesh.all_reduce(on_host), *clock]
+
+        if ready is not None:
+            works: Sequence[Waitable] = [self._courier.start(ready, begin)]
+        else:
+            try:
+                works = begin()
+            except RuntimeError:
+                error = self._alarm.broken(members, "starting a sum")
+                raise error from None
 
         def finish(timeout: timedelta | None) -> None:
             start_s = time.perf_counter()
@@ -105,6 +123,8 @@ class Reducer:
                 steps = 2 * (len(members) - 1)  # of a ring: reduce-scatter, then all-gather
                 sleep_until(int(last_start), steps * self._latency_s)
             counters.reduce_wait_s += time.perf_counter() - start_s
+            if on_host is not flat:
+                flat.copy_(on_host, non_blocking=True)
 
         return Reduction(finish)
 

@@ -30,9 +30,10 @@ from lightning_edge.train.buffers import Buffers
 from lightning_edge.train.channel import Channel, Inbox, Outbox
 from lightning_edge.train.counters import Counters
 from lightning_edge.train.gloo import Mesh
-from lightning_edge.train.message import VERSION, Message, pack, unpack
+from lightning_edge.train.message import VERSION, Message, unpack
 from lightning_edge.train.reduction import Reducer, Reduction, sleep_until
 from lightning_edge.train.rendezvous import meet
+from lightning_edge.train.staging import Courier, Staging
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -58,6 +59,8 @@ class Transport:
         timeout: The most that any wait may take.
         names: What the user calls each device, by rank; shown in errors.
         latency_s: Test aid: no message and no sum arrives sooner than this after it was sent.
+        device: Where this device computes. For CUDA, messages arrive in page-locked memory, from
+            which ``tensor.to(device, non_blocking=True)`` does not wait.
 
     Raises:
         TransportTimeout: Names the devices that did not come.
@@ -72,6 +75,7 @@ class Transport:
         timeout: timedelta,
         names: Sequence[str] | None = None,
         latency_s: float = 0.0,
+        device: torch.device | None = None,
     ) -> None:
         from torch._C._distributed_c10d import PrefixStore
 
@@ -83,13 +87,17 @@ class Transport:
         )
         self._counters = Counters()
         self._buffers = Buffers()
+        self._pinned = Buffers(pinned=True) if device and device.type == "cuda" else self._buffers
+        self._staging, self._courier = Staging(self._buffers), Courier()
         self._outboxes: dict[tuple[int, Channel], Outbox] = {}
         self._inboxes: dict[tuple[int, Channel], Inbox] = {}
         # A second transport on the same store must not meet the first one's keys.
         number = store.add(f"lightning_edge/transports of {rank}", 1)
         self._store = PrefixStore(f"lightning_edge/{number}", store)
         self._alarm = Alarm(self._store, rank, self.names)
-        self._reducer = Reducer(self._store, rank, self._alarm, timeout, latency_s)
+        self._reducer = Reducer(
+            self._store, rank, self._alarm, timeout, self._staging, self._courier, latency_s
+        )
         self._mesh: Mesh | None = None
         if world_size > 1:
             place = f"all devices (wire format {VERSION})"
@@ -123,10 +131,10 @@ class Transport:
             self._outboxes[peer, channel].widen(window)
             self._inboxes[peer, channel].widen(window)
             return
-        self._outboxes[peer, channel] = Outbox(self._mesh, self._alarm, peer, channel, window)
-        self._inboxes[peer, channel] = Inbox(
-            self._mesh, self._alarm, peer, channel, window, self._buffers
-        )
+        mesh, alarm = self._mesh, self._alarm
+        buffers = self._buffers if channel.limit else self._pinned
+        self._outboxes[peer, channel] = Outbox(mesh, alarm, peer, channel, window, self._courier)
+        self._inboxes[peer, channel] = Inbox(mesh, alarm, peer, channel, window, buffers)
 
     def send(
         self,
@@ -157,9 +165,9 @@ class Transport:
         counters = self._counters.peers[peer]
         outbox.reap(outbox.window, self.timeout, counters)
         start_s = time.perf_counter()
-        data = pack(message, wire_dtype=wire_dtype, get_buffer=self._buffers.get)
+        data, ready = self._staging.pack(message, wire_dtype)
         self._counters.pack_s += time.perf_counter() - start_s
-        outbox.send(data, what, time.monotonic_ns() if self.latency_s else 0)
+        outbox.send(data, what, time.monotonic_ns() if self.latency_s else 0, ready)
         counters.bytes_sent += data.numel()
         counters.messages_sent += 1
 
@@ -269,6 +277,7 @@ class Transport:
             self._alarm.farewell(mesh, patience)
         except EdgeError as error:
             log.warning("%s ended without the others: %s", self.names[self.rank], error)
+        self._courier.close(patience.total_seconds())
         self._alarm.end(patience.total_seconds())
         self._drop()
 
@@ -281,6 +290,7 @@ class Transport:
         text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self._alarm.publish(text)
         self._alarm.end(0.0)
+        self._courier.close(1.0)
         self._drop()
 
     def __enter__(self) -> Transport:
