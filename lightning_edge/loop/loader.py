@@ -300,10 +300,16 @@ class Feed:
         rows, axes = find_rows(batch, self.row_dims, known)
         return BatchRows(rows, rows, axes)
 
-    def close(self) -> None:
-        """Let go of what was kept for the run."""
+    def close(self, *, orderly: bool = False) -> None:
+        """Let go of what was kept for the run.
+
+        Args:
+            orderly: Take what was sent ahead off the connection; all ranks have to do so.
+        """
         self.first_batches.close()
         self.handed = []
+        if orderly and self._post is not None and not self.every:
+            self._post.clear(receives=not self.loads)
 
 
 def _owner(data: str | Mapping[str, int], world_size: int) -> int:

@@ -27,6 +27,8 @@ from lightning_edge.train.transport import Channel, Message, Transport
 
 __all__: list[str] = []
 
+NO_LOADER = -1
+
 
 @dataclass(frozen=True)
 class Parcel:
@@ -130,7 +132,17 @@ class Post:
                     )
             self._receive(what)
 
-    def _receive(self, what: str) -> None:
+    def clear(self, receives: bool) -> None:
+        """Say, or wait to hear, that no parcel of this session follows."""
+        if self._window == 0:
+            return
+        farewell = Parcel(NO_LOADER, 0, 0).to_message(self.session, "the end of the data")
+        if not receives:
+            self.send([(peer, farewell) for peer in self.peers], "the end of the data")
+        while receives and self._receive("no more") != (self.session, NO_LOADER):
+            pass
+
+    def _receive(self, what: str) -> tuple[int, int]:
         text = (
             f"a batch of {what} data, which rank {self._owner} loads (a slow loader needs timeout=)"
         )
@@ -141,3 +153,4 @@ class Post:
         shelf = self._shelves.get(parcel.loader)
         if session == self.session and shelf is not None:
             shelf.append(parcel)
+        return session, parcel.loader

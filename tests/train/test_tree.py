@@ -87,10 +87,11 @@ def test_what_looks_like_a_tuple_but_is_one_value():
 
 
 def test_paths_read_like_python():
-    batch = {"tokens": [1, {"ids": 2}], 3: Pair(4, Frozen(5, []))}
+    batch = {"tokens": [1, {"ids": 2}], 3: Pair(4, Frozen(5))}
     assert [path for path, _ in walk(batch)] == [
         "batch['tokens'][0]",
         "batch['tokens'][1]['ids']",
         "batch[3].image",
         "batch[3].label.image",
+        "batch[3].label.made[0]",
     ]
