@@ -1,6 +1,5 @@
 """Power modes of a board: which there are, which is on, and how to switch without a reboot.
 
-
 Reading needs no privilege: ``/etc/nvpmodel.conf`` lists a Jetson's modes and
 ``/var/lib/nvpmodel/status`` holds the number of the current one. Switching goes through jtop's
 service. Names are used throughout: mode 0 is the strongest on some boards and the weakest on

@@ -67,8 +67,11 @@ class Trace:
         Returns:
             Whether the counter started anew, so that the joules since the last reading are unknown.
         """
-        before, self._last_counter_j = self._last_counter_j, counter_j
+        before = self._last_counter_j
         restarted = before is not None and (broken or counter_j < before)
+        if self._t and t_s <= self._t[-1] and not restarted:
+            return False  # no time to put the joules in: the next reading brings them
+        self._last_counter_j = counter_j
         if before is None or restarted:
             self._grow(t_s, 0.0, known=False)
         else:
@@ -95,9 +98,6 @@ class Trace:
         elif t_s > self._t[-1]:
             covered_s = t_s - self._t[-1] if known else 0.0
             self._append(t_s, self._e[-1] + energy_j, self._c[-1] + covered_s)
-        else:
-            # Two readings at one time: keep the joules, there is no time to put them in.
-            self._e[-1] += energy_j
 
     def _append(self, t_s: float, energy_j: float, covered_s: float) -> None:
         self._t.append(t_s)
