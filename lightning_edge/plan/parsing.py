@@ -23,7 +23,10 @@ MOST_BYTES = 64 * 1024
 """A plan of a thousand devices is half of this."""
 _MOST_VALUES = 20_000
 _MOST_DEPTH = 12
-_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+_YAML = "tag:yaml.org,2002:"
+_PLAIN = {_YAML + name for name in ("null", "bool", "int", "float", "str")}
+# What else YAML sees in unquoted text (2001-01-01, =, <<) or brackets; a plan takes it as written.
+_HARMLESS = {_YAML + name for name in ("timestamp", "value", "merge", "seq", "map")}
 
 
 class _TooMuchError(Exception):
@@ -46,6 +49,12 @@ class Reading:
             raise _TooMuchError(f"more than {_MOST_VALUES} values (aliases repeat what they name)")
         if depth > _MOST_DEPTH:
             raise _TooMuchError(f"lists and mappings nested more than {_MOST_DEPTH} deep")
+
+    def check_tag(self, path: Path, node: yaml.Node) -> None:
+        """Report a tag such as `!!binary`: it would change what is read."""
+        if node.tag not in _PLAIN | _HARMLESS:
+            tag = shown(node.tag.replace(_YAML, "!!"))
+            self.problems.append(Problem(path, f"the tag {tag} means nothing in a plan: remove it"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -115,6 +124,7 @@ def parse_json(text: str, source: str) -> tuple[Any, list[Problem]]:
 def _from_node(loader: yaml.SafeLoader, node: yaml.Node, path: Path, reading: Reading) -> object:
     reading.count_value(len(path))
     reading.lines.setdefault(path, node.start_mark.line + 1)
+    reading.check_tag(path, node)
     if isinstance(node, yaml.SequenceNode):
         return [
             _from_node(loader, item, (*path, index), reading)
@@ -126,6 +136,7 @@ def _from_node(loader: yaml.SafeLoader, node: yaml.Node, path: Path, reading: Re
             key = _scalar(loader, key_node)
             where = (*path, key) if isinstance(key, str | int) else path
             reading.lines.setdefault(where, key_node.start_mark.line + 1)
+            reading.check_tag(where, key_node)
             if key in mapping:
                 line = key_node.start_mark.line + 1
                 problem = Problem(where, f"the key {shown(key)} is given again in line {line}")

@@ -75,7 +75,10 @@ def test_keys_given_twice(file: Path) -> None:
         ("a: 1\n---\nb: 2", "line 2, column 1: not YAML: but found another document"),
         ("a: *nobody", "line 1, column 4: not YAML: found undefined alias"),
         ("a: \x07", "not YAML: unacceptable character #x0007"),
-        ("a: !!python/object:os.system {}", 'line 1: a: "a" is not a key here'),
+        ("a: !!python/object:os.system {}", 'line 1: a: the tag "!!python/object:os.system" means'),
+        ("!!set {pipelines}", 'line 1: the tag "!!set" means nothing in a plan: remove it'),
+        ("!x pipelines: 3", 'line 1: pipelines: the tag "!x" means nothing in a plan: remove it'),
+        ("micro_batches: !!binary NA==", 'line 1: micro_batches: the tag "!!binary" means nothing'),
         ("a: !!int abc", 'line 1: a: "a" is not a key here'),
         ("micro_batches: !!int", "line 1: micro_batches: the number of micro-batches is a whole"),
         (f"micro_batches: {'7' * 5000}", "line 1: micro_batches: the number of micro-batches"),
@@ -171,4 +174,5 @@ def test_a_damaged_plan_file_is_a_plan_or_a_plan_error(data: st.DataObject) -> N
     except PlanError as error:
         str(error).encode()
     else:
+        # What is left of the text is a plan: then PyYAML reads the same.
         assert problems or Plan.from_mapping(yaml.safe_load("".join(text))) == plan
