@@ -158,10 +158,10 @@ class EpochEndHooks:
         ]
         if users:
             rank_zero_warn(
-                f"{', '.join(users)} of {type(self._module).__name__} use logger.experiment, but run"
-                f" to the end on rank {last[0]} only, and loggers write on rank 0 only: nothing will"
-                " be seen of it. Put rank 0 on the last stage, or use self.log, or a Callback's"
-                " hook, which every device runs."
+                f"{', '.join(users)} of {type(self._module).__name__} use logger.experiment. They"
+                f" run to the end on rank {last[0]} only, and loggers write on rank 0 only: nothing"
+                " will be seen of it. Put rank 0 on the last stage, or use self.log, or a"
+                " Callback's hook, which every device runs."
             )
 
 

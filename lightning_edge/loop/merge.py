@@ -9,7 +9,7 @@ Pure: values in, values out, the same on every device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +101,15 @@ def _one(calls: list[Logged]) -> Logged:
 
 def _reduce(how: str, values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     stacked = torch.stack([v.double() for v in values])
+    whole: dict[str, Callable[[], Tensor]]
+    whole = {"sum": stacked.sum, "max": stacked.amax, "min": stacked.amin}
     if how == "mean":
         weight = torch.tensor(weights, dtype=torch.float64)
         if not weight.sum():
             weight = torch.ones_like(weight)
         merged = (stacked * weight).sum() / weight.sum()
     else:
-        merged = {"sum": stacked.sum, "max": stacked.amax, "min": stacked.amin}[how]()
+        merged = whole[how]()
     dtype = values[0].dtype
     # A mean of integers is no integer; low precision would lose what the sum has gained.
     narrow = not dtype.is_floating_point or dtype.itemsize < 4

@@ -24,6 +24,8 @@ class StandIn:
 
     def __init__(self, owner: object, name: str, call: Callable[..., Any]) -> None:
         self._owner, self._name, self._call = owner, name, call
+        # For questions about the signature, and whether the user has overridden the method.
+        self.__wrapped__ = MethodType(getattr(type(owner), name), owner)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Ranks as threads: a transport of queues, and a strategy that only slices rows and replays logs."""
+"""Ranks as threads: a transport of queues, and a strategy that slices rows and replays logs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Stop(BaseException):
 
 
 class SlicingStrategy(SingleDeviceStrategy):
-    """Runs the user's steps on this rank's rows in micro-batches; only the last ranks reach the end.
+    """Runs the user's steps on this rank's rows in micro-batches; the last ranks reach the end.
 
     Args:
         rank: This rank.
@@ -163,7 +163,9 @@ class SlicingStrategy(SingleDeviceStrategy):
                 losses.append(result["loss"] if isinstance(result, dict) else result)
                 weights.append(stop - start)
             loss = sum(
-                l.detach() * w for l, w in zip(losses, weights, strict=True) if l is not None
+                one.detach() * weight
+                for one, weight in zip(losses, weights, strict=True)
+                if one is not None
             )
             recorder.send({"loss": torch.as_tensor(loss), "rows": sum(weights)})
             extras = recorder.collect().values()
@@ -182,9 +184,9 @@ class SlicingStrategy(SingleDeviceStrategy):
         return self._step("test_step", *args)
 
     def predict_step(self, batch: Any, *args: Any) -> None:
-        with self.recorder.step("predict_step"), self.recorder.micro_batch(len(batch[0])):
-            with suppress(Stop):
-                self.lightning_module.predict_step(batch, *args)
+        recorder, step = self.recorder, self.lightning_module.predict_step
+        with recorder.step("predict_step"), recorder.micro_batch(len(batch[0])), suppress(Stop):
+            step(batch, *args)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         self.inside.refuse("barrier")
@@ -195,9 +197,9 @@ class SlicingStrategy(SingleDeviceStrategy):
         self.inside.refuse("all_gather")
         return tensor
 
-    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: str = "mean") -> Any:
         if self.epoch_end.running:
-            return self.epoch_end.reduce(tensor, *args, **kwargs)
+            return self.epoch_end.reduce(tensor, reduce_op)
         self.inside.refuse("reduce")
         return tensor
 

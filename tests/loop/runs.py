@@ -18,7 +18,7 @@ CLASSES = 3
 
 
 class MemoryLogger(Logger):
-    name, version = "memory", 0
+    name, version, save_dir = "memory", 0, "logs"
 
     def __init__(self) -> None:
         super().__init__()

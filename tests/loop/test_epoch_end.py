@@ -60,7 +60,7 @@ def alone():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_hand_made_epoch_values_are_those_of_one_device(alone, layout):
     found = fit_ranks(layout, Lists, lambda run: (logged(run), run.lightning_module.ran))
-    for one, ran in found:
+    for one, _ in found:
         assert one == found[0][0]
         assert_same(one, alone)
     ran_rows = [sum(ran) for _, ran in found]
@@ -78,7 +78,7 @@ class Collectives(Lists):
         self.log("all_rows", gathered.sum())
         self.log("reduced", self.trainer.strategy.reduce(rows, reduce_op="sum"))
         self.log("shape", float(gathered.dim()))
-        assert self.trainer.log_dir == self.trainer.default_root_dir
+        assert self.trainer.log_dir == "logs"
 
 
 @pytest.mark.parametrize(("layout", "dims"), [("two replicas", 1.0), ("pipeline", 0.0)])
@@ -98,7 +98,7 @@ class Waits(Net):
         if where != self.where:
             return
         if self.call == "log_dir":
-            assert self.trainer.log_dir == self.trainer.default_root_dir
+            assert self.trainer.log_dir == "logs"
         elif self.call == "all_gather":
             self.all_gather(torch.ones(1))
         elif self.call == "broadcast":
@@ -234,7 +234,7 @@ def test_pictures_that_nobody_would_see_are_announced(last_ranks, warns):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         EpochEndHooks(Draws(), recorded).install()
-    found = [w for w in caught if "on_validation_epoch_end of Draws use" in str(w.message)]
+    found = [w for w in caught if "on_validation_epoch_end of Draws" in str(w.message)]
     assert bool(found) is warns
 
 
