@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_edge.testbed.cgroups import (
     ROOT_NAME,
+    WEIGHT,
     Cgroups,
     Group,
     keyed,
@@ -29,6 +30,11 @@ class CgroupsV1(Cgroups):
 
     def __init__(self, mounts: Mapping[str, Path]) -> None:
         self._mounts = dict(mounts)
+
+    def reserve(self, name: str) -> None:
+        for folder in self.folders(name):
+            folder.mkdir(parents=True, exist_ok=True)
+        write(self._mounts["cpu"] / ROOT_NAME / "cpu.shares", 1024 * WEIGHT)
 
     def create(self, name: str) -> Group:
         for folder in self.folders(name):

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning_edge.errors import TestbedError
 from lightning_edge.testbed.cgroups import (
     ROOT_NAME,
+    WEIGHT,
     Cgroups,
     Group,
     keyed,
@@ -29,7 +30,14 @@ class CgroupsV2(Cgroups):
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def reserve(self, name: str) -> None:
+        self._make(name)
+        write(self._root / ROOT_NAME / "cpu.weight", 100 * WEIGHT)
+
     def create(self, name: str) -> Group:
+        return GroupV2(self._make(name))
+
+    def _make(self, name: str) -> Path:
         # A controller has to be handed down through every level above the group.
         above, folder = self._root, self._root / ROOT_NAME / name
         for part in folder.relative_to(self._root).parts:
@@ -38,7 +46,7 @@ class CgroupsV2(Cgroups):
                 self._hand_down(control)
             above = above / part
             above.mkdir(exist_ok=True)
-        return GroupV2(folder)
+        return folder
 
     def _hand_down(self, control: Path) -> None:
         try:

@@ -21,6 +21,10 @@ _PERIOD_US = 20_000
 _LEAST_QUOTA_US = 1_000  # the kernel refuses less
 _LONGEST_PERIOD_US = 1_000_000
 
+# A quota is a promise: all testbeds together weigh as much as this many ordinary processes, so that
+# a device gets what it is allowed although other programs run beside it.
+WEIGHT = 16
+
 KILL_S = 10.0  # for a killed process to be gone
 
 
@@ -79,8 +83,12 @@ class Cgroups(ABC):
     version: int
 
     @abstractmethod
+    def reserve(self, name: str) -> None:
+        """Make a group that holds groups; the first one makes the common root and its weight."""
+
+    @abstractmethod
     def create(self, name: str) -> Group:
-        """Make the group `<testbed>/<name>`; name may hold slashes."""
+        """Make the group of a device; the name is that of a reserved one, a slash, and more."""
 
     @abstractmethod
     def folders(self, name: str) -> tuple[Path, ...]:
@@ -107,7 +115,7 @@ def kill_group(group: Path) -> None:
         TestbedError: If one cannot be killed (it is stuck in the kernel).
     """
     deadline_s = time.monotonic() + KILL_S
-    while pids := [int(pid) for pid in (group / "cgroup.procs").read_text().split()]:
+    while pids := _pids(group):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -117,6 +125,13 @@ def kill_group(group: Path) -> None:
         if time.monotonic() > deadline_s:
             raise TestbedError(f"the processes {pids} in {group} cannot be killed")
         time.sleep(0.005)
+
+
+def _pids(group: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
+    except FileNotFoundError:  # somebody else has removed it
+        return []
 
 
 def write(path: Path, value: object) -> None:

@@ -22,6 +22,17 @@ __all__: list[str] = []
 INTERFACE = "eth0"  # in every device
 FAST_MBIT = 10_000.0
 
+# What boards use, whatever this machine does: bbr, for one, gives up most of its rate when it meets
+# a queue that others have filled (12 of 20 Mbit/s, both ways at once). A namespace may choose only
+# among the algorithms that the machine allows to everyone, and reno is always one of them.
+_CONGESTION = """\
+cd /proc/sys/net/ipv4
+for algorithm in cubic reno; do
+    echo $algorithm 2>/dev/null > tcp_congestion_control && exit
+done
+exit 1
+"""
+
 
 class Network:
     """Namespaces, links and their shaping; removed with the slot."""
@@ -97,6 +108,7 @@ class Network:
         run(*inside, "link", "set", "lo", "up")
         run(*inside, "link", "set", INTERFACE, "up")
         run("ip", "-n", slot.hub, "link", "set", port(rank), "master", "br0", "up")
+        run("ip", "netns", "exec", slot.namespace(rank), "sh", "-c", _CONGESTION)
 
     def _shape(self, rank: int, device: Device) -> None:
         rate_mbit = self.rate_mbit(rank)

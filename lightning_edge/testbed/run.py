@@ -21,7 +21,7 @@ from lightning_edge.testbed.slots import Slot
 __all__: list[str] = []
 
 _WATCH_S = 0.02  # how late a fault or the end of a process may be noticed
-_TERMINATE_S = 3.0  # for a process to end by itself when asked to
+_TERMINATE_S = 2.0  # for a process to end by itself when asked to
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ __all__: list[str] = []
 Command = tuple[str, ...]
 
 # Longest time a packet waits in a full bucket's queue before it is dropped.
-_QUEUE_S = 0.1
+_QUEUE_S = 0.05
 # A bucket lets its content through at once. 2.5 ms worth of it keeps the rate at gigabits (a
 # smaller one gave 715 of 940 Mbit/s), 16 KiB hold some full packets at any rate.
 _BURST_S = 0.0025
@@ -65,7 +65,7 @@ def medium(ports: Sequence[str], addresses: Sequence[str], mbit: float) -> list[
     ]
     for number, address in enumerate(addresses, 1):
         commands.append(
-            ("qdisc", "add", "dev", "ifb0", "parent", f"1:{number}0", "bfifo", "limit", "256kb")
+            ("qdisc", "add", "dev", "ifb0", "parent", f"1:{number}0", "bfifo", "limit", "128kb")
         )
         commands.append(
             (

@@ -74,8 +74,7 @@ def claim() -> Slot:
                 slot.folder.mkdir(parents=True)
                 owner = {"pid": os.getpid(), "started": _started(os.getpid())}
                 (slot.folder / "owner.json").write_text(json.dumps(owner))
-                for folder in find_cgroups().folders(str(number)):
-                    folder.mkdir(parents=True)
+                find_cgroups().reserve(str(number))
                 return slot
     raise TestbedError(f"{SLOTS} testbeds are running on this machine, which is all there can be")
 
@@ -113,7 +112,7 @@ def _owned(folder: Path) -> bool:
     try:
         owner = json.loads((folder / "owner.json").read_text())
         return bool(_started(owner["pid"]) == owner["started"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False  # killed between making the folder and naming the owner
 
 

@@ -26,6 +26,14 @@ def traces(slot: Slot) -> list[str]:
     return found + ([str(slot.folder)] if slot.folder.exists() else [])
 
 
+def alive(pid: int | str) -> bool:
+    """Whether a process runs; one that waits for its parent to notice its end does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def slots() -> Iterator[list[Slot]]:
     """Collect slots; at the end of the test nothing of them may be left.

@@ -51,6 +51,7 @@ def v1(tmp_path):
         "memory": tmp_path / "memory",
         "freezer": tmp_path / "freezer",
     }
+    CgroupsV1(mounts).reserve("3")
     group = CgroupsV1(mounts).create("3/pi")
     for controller, files in FILES_V1.items():
         fill(mounts[controller] / "lightning-edge-testbed/3/pi", files)
@@ -65,6 +66,7 @@ def v2(tmp_path):
     root = tmp_path / "cgroup"
     for folder in (root, root / "lightning-edge-testbed", root / "lightning-edge-testbed/3"):
         fill(folder, {"cgroup.subtree_control": "", "cgroup.controllers": "cpu io memory pids"})
+    CgroupsV2(root).reserve("3")
     group = CgroupsV2(root).create("3/pi")
     fill(root / "lightning-edge-testbed/3/pi", FILES_V2)
     return root, group
@@ -86,6 +88,11 @@ def test_v1_writes_where_each_controller_is(v1):
     group.freeze(False)
     assert (at["freezer"] / "freezer.state").read_text() == "THAWED"
     assert len(group.procs_files) == 3  # two controllers share one folder
+
+
+def test_all_testbeds_together_weigh_more_than_a_process(v1, v2):
+    assert (v1[0]["cpu"] / "lightning-edge-testbed/cpu.shares").read_text() == "16384"
+    assert (v2[0] / "lightning-edge-testbed/cpu.weight").read_text() == "1600"
 
 
 def test_v1_limits_swap_where_the_kernel_accounts_it(v1):

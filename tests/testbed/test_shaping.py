@@ -5,7 +5,7 @@ from lightning_edge.testbed import shaping
 
 def test_a_rate_is_a_token_bucket_of_some_milliseconds():
     assert " ".join(shaping.rate("eth0", 2.5)) == (
-        "qdisc replace dev eth0 root handle 1: tbf rate 2500000bit burst 16384b latency 100ms"
+        "qdisc replace dev eth0 root handle 1: tbf rate 2500000bit burst 16384b latency 50ms"
     )
     assert shaping.burst_bytes(940.0) == 293_750
 
