@@ -44,8 +44,8 @@ def arrange(
             )
             result = _side_by_side(groups, [reason])
         elif len(groups) > 1 and across == "auto":
-            reason = 'across is "pipeline": between groups only activations travel, no gradients'
-            result.reasons.insert(0, f"{reason} of all parameters")
+            reason = 'across is "pipeline": between groups then travel activations'
+            result.reasons.insert(0, f"{reason} instead of the gradients of all parameters")
     return _limit(result, most_stages, wanted_stages)
 
 

@@ -6,7 +6,6 @@ What needs to know more than the plan (the model, the devices present) is in `ch
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from lightning_edge.plan import values
@@ -56,7 +55,7 @@ def device_shares(path: Path, given: object) -> tuple[dict[int | str, float], li
         example = "such as {0: 0.6, 1: 0.4} or [0, 1]"
         return {}, [Problem(path, f"must be devices {example}, found {shown(given)}")]
     if not entries:
-        return {}, [Problem(path, "a stage needs at least one device")]
+        return {}, [Problem(path, "must name at least one device")]
     shares: dict[int | str, float] = {}
     problems: list[Problem] = []
     for where, key, value in entries:
@@ -65,7 +64,7 @@ def device_shares(path: Path, given: object) -> tuple[dict[int | str, float], li
         if isinstance(device, Problem):
             continue
         if device in shares:
-            problems.append(Problem(where, f"device {shown(device)} is listed twice in this stage"))
+            problems.append(Problem(where, f"device {shown(device)} is listed twice"))
         shares[device] = 0.0 if isinstance(amount, Problem) else amount
     if not problems and abs(sum(shares.values()) - 1) > TOLERANCE:
         problems.append(Problem(path, _sum_off(shares)))
@@ -179,14 +178,12 @@ def _depths(path: Path, depths: Sequence[int | None], micro_batches: int | None)
 
 def _placed_twice(devices: Sequence[tuple[Path, int | str]]) -> list[Problem]:
     """Refuse a device in more than one stage: it would have to do two things at once."""
-    times = Counter(device for _, device in devices)
     first: dict[int | str, Path] = {}
     problems = []
     for path, device in devices:
-        if times[device] > 1 and device in first:
+        if first.setdefault(device, path) != path:
             text = f"device {shown(device)} is in {spell(first[device][:-1])} already"
             problems.append(Problem(path, f"{text}: a device works in exactly one stage"))
-        first.setdefault(device, path)
     return problems
 
 

@@ -10,9 +10,10 @@ V = TypeVar("V")
 
 
 class FrozenMap(Mapping[K, V]):
-    """Read-only, hashable mapping that keeps the order of its keys and equals any mapping alike.
+    """Read-only, hashable mapping whose order counts: another order makes it another value.
 
-    The standard library's `MappingProxyType` can be neither hashed, copied nor pickled.
+    It equals a plain mapping with the same entries. The standard library's `MappingProxyType` can
+    be neither hashed, copied nor pickled.
     """
 
     __slots__ = ("_entries",)
@@ -29,8 +30,13 @@ class FrozenMap(Mapping[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, FrozenMap):
+            return tuple(self._entries.items()) == tuple(other._entries.items())
+        return self._entries == other
+
     def __hash__(self) -> int:
-        return hash(frozenset(self._entries.items()))
+        return hash(tuple(self._entries.items()))
 
     def __repr__(self) -> str:
         return repr(self._entries)

@@ -16,7 +16,8 @@ a hybrid of the two:
              |   |     |     |    | 2             |    |               |
              +---------------+    +---------------+    +---------------+
 
-Plans are values: frozen, equal when they say the same, and the same in Python, YAML and JSON.
+Plans are values: frozen, equal when they say the same, and the same in Python, YAML and JSON. The
+order of a stage's devices says who has the first rows, so plans that differ in it are not equal.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ class Plan:
         modes = {
             values.device((), key): values.power_mode((), mode) for key, mode in power_modes.items()
         }
-        _set(self, power_modes=FrozenMap(modes))
+        # Sorted, as their order means nothing.
+        _set(self, power_modes=FrozenMap(sorted(modes.items(), key=lambda item: str(item[0]))))
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Plan:

@@ -7,12 +7,12 @@ about as long as two forwards. Three stages of one device each, 4 micro-batches:
     1F1B, depths 3, 2, 1
     rank 0, stage 0 | F0 F1 F2 .. .. .. .. B0 == F3 B1 == .. B2 ==R.. B3 == S
     rank 1, stage 1 | .. F0 F1 .. .. B0 == F2 B1 == F3 B2 == .. B3 ==RS
-    rank 2, stage 2 | .. .. F0 B0 == F1 B1 == F2 B2 == F3 B3 ==R.. .. S
+    rank 2, stage 2 | .. .. F0 B0 == F1 B1 == F2 B2 == F3 B3 ==RS
 
     GPipe, depths 4, 4, 4 (all forwards, then all backwards)
     rank 0, stage 0 | F0 F1 F2 F3 .. .. .. .. .. .. B0 == B1 == B2 ==RB3 == S
     rank 1, stage 1 | .. F0 F1 F2 F3 .. .. .. B0 == B1 == B2 == B3 ==RS
-    rank 2, stage 2 | .. .. F0 F1 F2 F3 B0 == B1 == B2 == B3 ==R.. .. S
+    rank 2, stage 2 | .. .. F0 F1 F2 F3 B0 == B1 == B2 == B3 ==RS
 
 `R` allows the reduction of gradients that are final. The first stage has it before its last
 backward, which makes gradients final one by one: their reduction overlaps the rest. Later stages

@@ -22,21 +22,23 @@ def table(plan: Plan, names: Sequence[str] | None = None, width: int = 100) -> s
 
     Example::
 
-        1 pipeline of 2 stages on 3 devices, 8 micro-batches
+        2 stages on 3 devices; 8 micro-batches
 
-        | stage | start          | devices          | parallelism | in flight |
-        |-------|----------------|------------------|-------------|-----------|
-        | 0     | (model)        | 0 62.5%, 1 37.5% | data        | 3         |
-        | 1     | model.blocks.5 | 2 100%           | data        | 1         |
+        | stage | start          | devices                | parallelism | in flight |
+        |-------|----------------|------------------------|-------------|-----------|
+        | 0     | (first module) | 0 62.5% (15W), 1 37.5% | data        | 3         |
+        | 1     | model.blocks.5 | 2 100%                 | data        | 1         |
     """
     devices = [d for pipeline in plan.pipelines for stage in pipeline.stages for d in stage.devices]
     if len(plan.pipelines) == 1:
         stages = _count(len(plan.pipelines[0].stages), "stage")
     else:
         stages = f"{len(plan.pipelines)} pipelines"
-    batches = "auto" if plan.micro_batches == "auto" else _count(plan.micro_batches, "micro-batch")
-    batches = "micro-batches: auto" if batches == "auto" else batches
-    parts = [f"{stages} on {_count(len(devices), 'device')}", batches]
+    parts = [f"{stages} on {_count(len(devices), 'device')}"]
+    if plan.micro_batches == "auto":
+        parts.append("micro-batches: auto")
+    else:
+        parts.append(_count(plan.micro_batches, "micro-batch"))
     idle = [f"{rank} {name}" for rank, name in enumerate(names or ()) if rank not in devices]
     if idle:
         parts.append(f"without work: {', '.join(idle)}")

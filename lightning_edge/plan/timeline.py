@@ -5,12 +5,11 @@ done and when the other devices have produced what it receives.
 
     forward of micro-batch m     needs  forward m of the devices of the stage before that share rows
     backward of micro-batch m    needs  backward m of the devices of the stage after that share rows
-    step                         needs  every device to have allowed its reductions
+    step                         needs  all backwards of the devices of the same stage
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from lightning_edge.plan.instruction import Instruction, Lists, Op
@@ -24,8 +23,6 @@ __all__: list[str] = []
 DURATIONS = {Op.FORWARD: 1, Op.BACKWARD: 2, Op.REDUCE: 0, Op.STEP: 0}
 """Drawn time units; a backward takes about as long as two forwards."""
 
-Needs = Mapping[tuple[int, Instruction], tuple[int, ...]]
-
 
 class Run(NamedTuple):
     """What happens when instruction lists are run."""
@@ -34,28 +31,6 @@ class Run(NamedTuple):
     """Rank -> start of each instruction that runs, in time units."""
     stuck: dict[int, tuple[int, tuple[int, ...]]]
     """Rank that never ends -> index of the instruction it stands at, ranks it waits for."""
-
-
-def needed_ranks(
-    plan: Plan, rank: int, instruction: Instruction, layout: Layout | None
-) -> tuple[int, ...]:
-    """Return the ranks whose same instruction (for `S`: whose `R`) has to come first.
-
-    Without a layout, every device of a neighbouring stage counts as sharing rows.
-    """
-    stage = plan.stage_of(rank)
-    if stage is None or instruction.op is Op.REDUCE:
-        return ()
-    if instruction.op is Op.STEP:
-        return tuple(peer for s in range(len(plan.stages)) for peer in plan.ranks(s))
-    neighbour = stage - 1 if instruction.op is Op.FORWARD else stage + 1
-    if not 0 <= neighbour < len(plan.stages) or instruction.micro_batch is None:
-        return ()
-    if layout is None:
-        return plan.ranks(neighbour)
-    if instruction.micro_batch >= layout.micro_batches:
-        return ()
-    return tuple(peer for peer, _, _ in layout.overlaps(rank, instruction.micro_batch, neighbour))
 
 
 def run(lists: Lists, plan: Plan, layout: Layout | None = None) -> Run:
@@ -69,13 +44,12 @@ def run(lists: Lists, plan: Plan, layout: Layout | None = None) -> Run:
         advancing = False
         for rank, line in lists.items():
             for instruction in line[len(starts[rank]) :]:
-                wanted = Instruction(Op.REDUCE) if instruction.op is Op.STEP else instruction
-                needed = needed_ranks(plan, rank, instruction, layout)
-                waits[rank] = tuple(peer for peer in needed if (peer, wanted) not in ends)
+                needs = _needs(rank, instruction, lists, plan, layout)
+                waits[rank] = tuple(dict.fromkeys(need[0] for need in needs if need not in ends))
                 if waits[rank]:
                     break
-                start = max([free[rank], *(ends[peer, wanted] for peer in needed)])
-                free[rank] = start + DURATIONS[instruction.op]
+                start = max([free[rank], *(ends[need] for need in needs)])
+                free[rank] = start + _duration(rank, instruction, layout)
                 ends[rank, instruction] = free[rank]
                 starts[rank].append(start)
                 advancing = True
@@ -87,12 +61,51 @@ def run(lists: Lists, plan: Plan, layout: Layout | None = None) -> Run:
     return Run(starts, stuck)
 
 
+def _needs(
+    rank: int, instruction: Instruction, lists: Lists, plan: Plan, layout: Layout | None
+) -> list[tuple[int, Instruction]]:
+    """Return which instructions of which ranks have to come first.
+
+    Without a layout, every device of a neighbouring stage counts as sharing rows.
+    """
+    op, m = instruction
+    stage = plan.stage_of(rank)
+    if stage is None or op is Op.REDUCE:
+        return []
+    if op is Op.STEP:
+        return [
+            (peer, other)
+            for peer in plan.ranks(stage)
+            for other in lists.get(peer, ())
+            if peer != rank and other.op in (Op.BACKWARD, Op.REDUCE)
+        ]
+    neighbour = stage - 1 if op is Op.FORWARD else stage + 1
+    if m is None or not 0 <= neighbour < len(plan.stages):
+        return []
+    if layout is None:
+        return [(peer, instruction) for peer in plan.ranks(neighbour)]
+    if m >= layout.micro_batches:
+        return []
+    return [(peer, instruction) for peer, _, _ in layout.overlaps(rank, m, neighbour)]
+
+
+def _duration(rank: int, instruction: Instruction, layout: Layout | None) -> int:
+    """Return the time units of an instruction: none if the device has no rows of it."""
+    m = instruction.micro_batch
+    if layout is not None and m is not None and m < layout.micro_batches:
+        start, stop = layout.mine(rank, m)
+        if start == stop:
+            return 0
+    return DURATIONS[instruction.op]
+
+
 def draw(lists: Lists, plan: Plan, layout: Layout | None = None) -> str:
     """Draw when each device does what, one column per time unit.
 
     A forward takes one unit and a backward two, transfers none. `..` is waiting, `==` the second
-    half of a backward, `R` stands between the units where reductions may begin. Lists that cannot
-    end are drawn as far as they get.
+    half of a backward, `R` stands between the units where reductions may begin. With a layout,
+    what a device has no rows of takes no time and is left out. Lists that cannot end are drawn as
+    far as they get.
     """
     result = run(lists, plan, layout)
     cells = [str(instruction) for line in lists.values() for instruction in line]
@@ -110,10 +123,12 @@ def draw(lists: Lists, plan: Plan, layout: Layout | None = None) -> str:
             if instruction.op is Op.REDUCE:
                 gap = "R"
                 continue
+            units = _duration(rank, instruction, layout)
+            if units == 0 and instruction.op is not Op.STEP:
+                continue
             row, gap = row + gap + str(instruction).ljust(width), " "
-            for _ in range(DURATIONS[instruction.op] - 1):
-                row += " " + "=" * width
-            now += DURATIONS[instruction.op]
+            row += (" " + "=" * width) * (units - 1)
+            now += units
         if rank in result.stuck:
             index, ranks = result.stuck[rank]
             row += f"{gap}{line[index]} waits for rank {', '.join(map(str, ranks))} for ever"

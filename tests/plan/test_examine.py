@@ -45,12 +45,12 @@ SECOND = "pipelines[0].stages[1]"
         (stages(), "pipelines[0].stages: a pipeline needs at least one stage"),
         (stages(7), f"{FIRST}: a stage is a mapping with the key devices, found 7"),
         (stages({}), f"{FIRST}: the key devices is missing"),
-        (stages({"devices": []}), f"{FIRST}.devices: a stage needs at least one device"),
-        (stages({"devices": {}}), f"{FIRST}.devices: a stage needs at least one device"),
+        (stages({"devices": []}), f"{FIRST}.devices: must name at least one device"),
+        (stages({"devices": {}}), f"{FIRST}.devices: must name at least one device"),
         (stages({"devices": 0}), f"{FIRST}.devices: must be devices such as"),
         (
             stages({"devices": [0, 0]}),
-            f"{FIRST}.devices[1]: device 0 is listed twice in this stage",
+            f"{FIRST}.devices[1]: device 0 is listed twice",
         ),
         (
             stages({"devices": {0: 0.5, "0": 0.5}}),

@@ -185,7 +185,7 @@ def test_split_points_are_used_as_they_are() -> None:
         ({3: ORINS}, {}, "groups: the name of a group is a text, found 3"),
         ({"a": []}, {}, "groups.a: a group is a mapping with the key devices, found []"),
         ({"a": {}}, {}, "groups.a: the key devices is missing"),
-        ({"a": {"devices": []}}, {}, "groups.a.devices: a stage needs at least one device"),
+        ({"a": {"devices": []}}, {}, "groups.a.devices: must name at least one device"),
         ({"a": {"devices": [7]}}, {}, "groups.a.devices: there is no rank 7: 4 devices take part"),
         (
             {"a": ORINS, "b": ORINS},

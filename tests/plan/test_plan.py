@@ -117,6 +117,14 @@ def test_plans_cannot_be_changed() -> None:
         plan.stages[0].devices[0] = 1.0  # type: ignore[index]
 
 
+def test_the_order_of_devices_counts_and_that_of_power_modes_does_not() -> None:
+    assert Stage([0, 1]) != Stage([1, 0])
+    assert Stage([0, 1]).devices == {1: 0.5, 0: 0.5}, "against a plain mapping it does not"
+    stages = [Pipeline([Stage([0, 1])])]
+    one, other = (Plan(stages, 4, dict(modes)) for modes in (["0a", "1b"], ["1b", "0a"]))
+    assert (one, hash(one), one.to_json()) == (other, hash(other), other.to_json())
+
+
 def test_changing_what_a_plan_was_made_from_does_not_change_it() -> None:
     shares = {0: 0.5, 1: 0.5}
     plan = Plan([Pipeline([Stage(shares)])])
