@@ -65,7 +65,7 @@ class HostEnv:
     """
 
     sysroot: Path = Path("/")
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     run: Callable[[Sequence[str], float], str] = run_command
     clock: Callable[[], float] = time.monotonic
     nvml: Callable[[], Any] = load_nvml

@@ -126,6 +126,11 @@ class EnergyMeter:
         return mine and not (self._feeds and all(feed.lost for feed in self._feeds))
 
     @property
+    def feeds(self) -> tuple[Feed, ...]:
+        """The sources at work, with their cost and pace."""
+        return tuple(self._feeds)
+
+    @property
     def domains(self) -> tuple[Domain, ...]:
         """What is read, parents and parts."""
         return tuple(domain for feed in self._feeds for domain in feed.source.domains)
@@ -230,7 +235,7 @@ class EnergyMeter:
                     if domain.id in {entry.domain.id for entry in report.counted}:
                         points = np.array([feed.traces[domain.id].at(float(t)) for t in edges])
                         energy_j, covered_s = np.diff(points, axis=0).T
-                        known &= covered_s > 0
+                        known &= covered_s > 0.01 * (stop_s - start_s) / bins
                         power_w += energy_j / np.where(covered_s > 0, covered_s, 1.0)
         middle_s = 0.5 * (edges[1:] + edges[:-1]) - start_s
         return [(float(t), float(p)) for t, p, k in zip(middle_s, power_w, known, strict=True) if k]

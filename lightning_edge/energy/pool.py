@@ -77,7 +77,12 @@ class RankAccount:
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> RankAccount:
         """The reverse of `to_mapping`."""
-        return cls(**{**mapping, "report": EnergyReport.from_mapping(mapping["report"])})
+        read = {
+            "report": EnergyReport.from_mapping(mapping["report"]),
+            "power_series": tuple((t, watts) for t, watts in mapping["power_series"]),
+            "phase_series": tuple((t, spent) for t, spent in mapping["phase_series"]),
+        }
+        return cls(**{**mapping, **read})
 
 
 @dataclass(frozen=True)
