@@ -77,7 +77,7 @@ class Pool:
         fn: Callable[..., Any],
         world_size: int,
         *args: Any,
-        timeout: float = 60,
+        timeout: float = 45,  # less than pytest-timeout's, which knows less about what hangs
         env: Mapping[str, str | None] | None = None,
         may_die: Collection[int] = (),
     ) -> list[Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_edge.errors import PeerError, TransportError, TransportTimeout
-from lightning_edge.train.gloo import FOREVER, Mesh, timed_out
+from lightning_edge.train.gloo import FOREVER, Mesh, cut_here, timed_out
 from lightning_edge.train.rendezvous import bounded, poll
 
 if TYPE_CHECKING:
@@ -132,8 +132,9 @@ class Alarm:
     def _watch(self, work: Work, successor: int) -> None:
         try:
             work.wait(FOREVER)
-        except RuntimeError:
-            if not self._closing and self.failure is None:
+        except RuntimeError as error:
+            # A wait of ours that timed out is explained by the thread that waited.
+            if not self._closing and not cut_here(error):
                 self._explain([successor], "", None)
 
     def _explain(self, peers: Sequence[int], doing: str, late: timedelta | None) -> TransportError:

@@ -21,7 +21,7 @@ from torch import Tensor
 if TYPE_CHECKING:  # there are builds of torch without it, and `rendezvous` says so in a sentence
     from torch._C._distributed_c10d import Store, Work
 
-__all__ = ["FOREVER", "Mesh", "timed_out"]
+__all__ = ["FOREVER", "Mesh", "cut_here", "timed_out"]
 
 FOREVER = timedelta(days=365)
 _CUT_TAG = (1 << 30) + 1
@@ -75,6 +75,11 @@ class Mesh:
             with contextlib.suppress(RuntimeError):
                 work = self.group.recv([nothing], peer, _CUT_TAG)
                 work.wait(timedelta(milliseconds=1))
+
+
+def cut_here(error: RuntimeError) -> bool:
+    """Tell a connection that this process itself closed, by a timeout, from one a peer closed."""
+    return "Application timeout caused pair closure" in str(error)
 
 
 def timed_out(error: RuntimeError) -> bool:

@@ -97,7 +97,9 @@ class Reducer:
         self._alarm.check()
         counters.reductions += 1
         counters.reduced_bytes += flat.numel() * flat.element_size()
-        mesh = self._group(members)
+        start_s = time.perf_counter()
+        mesh = self._group(members)  # waits for the others once
+        counters.reduce_wait_s += time.perf_counter() - start_s
         last_start = torch.tensor([time.monotonic_ns()])
         on_host, ready = self._staging.to_host(flat)  # the same tensor if it is there already
 

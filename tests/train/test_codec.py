@@ -1,6 +1,7 @@
 """Objects without pickle: equal after the round trip, refused by name and place, nothing run."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime as dt
 import enum
@@ -256,10 +257,8 @@ damage = st.recursive(
 @settings(max_examples=500)
 def test_damaged_trees_are_refused_or_harmless(tree):
     RAN.clear()
-    try:
+    with contextlib.suppress(TransportError):
         decode(Message({"tree": tree}, {"0": torch.ones(3), "1": torch.ones(3, dtype=torch.uint8)}))
-    except TransportError:
-        pass
     assert RAN == []
     with pytest.raises(TransportError):
         decode(Message({}))
