@@ -117,14 +117,12 @@ class FeedStrategy(SingleDeviceStrategy):
         self.transport, self.rows_for, self.is_aligned = transport, rows_for, aligned
         self.feed = Feed(transport, data)
         self.trees: list[Any] = []
+        if transport is not None:
+            self.global_rank, self.world_size = transport.rank, transport.world_size
 
     @property
-    def global_rank(self) -> int:
-        return self.transport.rank if self.transport is not None else 0
-
-    @property
-    def world_size(self) -> int:
-        return self.transport.world_size if self.transport is not None else 1
+    def is_global_zero(self) -> bool:
+        return self.global_rank == 0
 
     def setup(self, trainer: L.Trainer) -> None:
         super().setup(trainer)
