@@ -17,21 +17,12 @@ WIDTH, HEADS, LENGTH, VOCABULARY = 256, 8, 64, 1024
 ROWS = 4  # of one micro-batch
 
 
-class Embed(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.token = nn.Embedding(VOCABULARY, width)
-        self.position = nn.Embedding(LENGTH, width)
-
-    def forward(self, text: Tensor) -> Tensor:
-        return self.token(text) + self.position.weight[: text.shape[1]]
-
-
 def gpt(blocks: int, width: int = WIDTH) -> nn.Sequential:
     """12 blocks have 10.0 million parameters."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False))
-    return nn.Sequential(Embed(width), *(Block(width, HEADS) for _ in range(blocks)), head)
+    middle = (Block(width, HEADS, LENGTH) for _ in range(blocks))
+    return nn.Sequential(nn.Embedding(VOCABULARY, width), *middle, head)
 
 
 def build(model: str, size: int) -> nn.Sequential:

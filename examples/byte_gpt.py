@@ -10,6 +10,7 @@ import math
 import sysconfig
 import zlib
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,13 +22,24 @@ BYTES = 256  # the vocabulary: no tokenizer to fetch, and bits per byte compare 
 
 
 class Attention(nn.Module):
-    """Causal self-attention: every position looks at itself and at what came before."""
+    """Causal self-attention: every position looks at itself and at what came before.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Positions are told apart by rotating queries and keys: pair ``i`` of a head's entries turns by
+    ``position / 1000^(i / pairs)``, so that a product of the two depends on their distance only.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        pairs = width // heads // 2
+        angles = torch.arange(context)[:, None] / 1000 ** (torch.arange(pairs) / pairs)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, length, width = x.shape
@@ -35,17 +47,22 @@ class Attention(nn.Module):
             part.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
         )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(rows, length, width))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class Block(nn.Module):
     """Attention, then two dense layers, each added to what came in."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, context)
         self.norm_2 = nn.LayerNorm(width)
         self.dense = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
@@ -62,32 +79,27 @@ class GPT(nn.Module):
     def __init__(self, width: int, heads: int, blocks: int, context: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(BYTES, width)
-        self.position = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(width, heads, context) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, BYTES, bias=False)
-        self.apply(self._initialise)
         self.head.weight = self.embed.weight  # tied: one matrix reads bytes and writes them
-        for block in self.blocks:  # as in GPT-2, so that the sum over the blocks keeps its size
-            for layer in (block.attention.out, block.dense[2]):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * blocks))
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                # What blocks add is smaller, so that the sum over all blocks keeps its size.
+                added = name.endswith(("out.weight", "dense.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * blocks) if added else 0.02)
 
     def forward(self, text: Tensor) -> Tensor:
-        x = self.embed(text) + self.position(torch.arange(text.shape[1], device=text.device))
+        x = self.embed(text)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
 
 
 class ByteGPT(L.LightningModule):
-    """Trains a `GPT` on the next byte; the learning rate warms up, then falls evenly."""
+    """Trains a `GPT` on the next byte; the learning rate warms up, then falls evenly to zero."""
 
     def __init__(
         self,
@@ -97,42 +109,37 @@ class ByteGPT(L.LightningModule):
         context: int = 128,
         lr: float = 3e-3,
         warmup_steps: int = 30,
-        steps: int = 400,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.model = GPT(width, heads, blocks, context)
 
-    def _loss(self, batch: list[Tensor]) -> Tensor:
-        (text,) = batch
-        text = text.long()
+    def bits_per_byte(self, batch: list[Tensor]) -> Tensor:
+        text = batch[0].long()
         scores = self.model(text[:, :-1])
-        return F.cross_entropy(scores.flatten(0, 1), text[:, 1:].flatten())
+        return F.cross_entropy(scores.flatten(0, 1), text[:, 1:].flatten()) / math.log(2)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        loss = self._loss(batch)
-        self.log("train_bits_per_byte", loss.detach() / math.log(2), prog_bar=True)
+        loss = self.bits_per_byte(batch)
+        self.log("train_bits_per_byte", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("bits_per_byte", self._loss(batch) / math.log(2), prog_bar=True)
+        self.log("bits_per_byte", self.bits_per_byte(batch), prog_bar=True)
 
-    def configure_optimizers(self):  # type: ignore[no-untyped-def]  # Lightning's type is a page long
-        p = self.hparams
-        optimizer = torch.optim.AdamW(self.parameters(), lr=p["lr"], betas=(0.9, 0.95))
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.95))
+        warmup, steps = self.hparams["warmup_steps"], self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
-            left = (p["steps"] - step) / (p["steps"] - p["warmup_steps"])
-            return max(0.0, min((step + 1) / p["warmup_steps"], left))
+            return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        each_step = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": each_step}
 
     @torch.no_grad()
-    def generate(self, start: str, count: int, temperature: float = 0.7, seed: int = 0) -> str:
+    def generate(self, start: str, count: int, temperature: float = 0.6, seed: int = 0) -> str:
         """Continue ``start`` by ``count`` bytes."""
         generator = torch.Generator().manual_seed(seed)
         text = torch.tensor([list(start.encode())])
@@ -153,8 +160,8 @@ class StandardLibrary(L.LightningDataModule):
     def __init__(
         self,
         context: int = 128,
-        batch_rows: int = 32,
-        train_bytes: int = 4_000_000,
+        batch_rows: int = 16,
+        train_bytes: int = 800_000,
         val_bytes: int = 64_000,
     ) -> None:
         super().__init__()
