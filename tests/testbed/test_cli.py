@@ -16,6 +16,7 @@ from lightning_edge.testbed.resolve import resolve
 from lightning_edge.testbed.slots import RUN, Slot
 from tests.testbed.conftest import traces
 
+QUICK = str(Path(__file__).parent / "programs" / "quick.py")
 POOLS = sorted((Path(__file__).parents[2] / "conf" / "testbed").glob("*.yaml"))
 
 
@@ -97,7 +98,7 @@ def test_a_failure_is_told_and_shows_in_the_exit_status(capfd):
 @pytest.mark.multiproc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_removes_everything(number, slots):
-    command = [sys.executable, "-m", "lightning_edge.testbed", "run", "--device", "cpu=30%"]
+    command = [sys.executable, QUICK, "run", "--device", "cpu=30%"]
     shell = "trap 'echo asked' TERM; echo slot $LIGHTNING_EDGE_TESTBED; sleep 1000 & wait; sleep 9"
     process = subprocess.Popen(
         [*command, "--", "sh", "-c", shell],
@@ -115,3 +116,12 @@ def test_an_interrupted_run_removes_everything(number, slots):
     assert "[device0] asked" in said
     assert "interrupted, all removed" in problems
     assert not (RUN / str(slot.number)).exists() or (slot.folder / "owner.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_module_can_be_run():
+    command = [sys.executable, "-m", "lightning_edge.testbed", "boards"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0
+    assert "orin-nano:15W *" in done.stdout

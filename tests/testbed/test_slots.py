@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from lightning_edge.testbed import DeviceSpec, Testbed
 from lightning_edge.testbed import slots as slots_module
 from lightning_edge.testbed.slots import RUN, Slot, claim, release, remove_stale
 from tests.testbed.conftest import alive, traces
+
+QUICK = str(Path(__file__).parent / "programs" / "quick.py")
 
 # A testbed whose devices have children of their own, two of them in sessions of their own.
 VICTIM = """\
@@ -32,7 +35,9 @@ with Testbed([DeviceSpec("a", cpu=0.5), DeviceSpec("b", link_mbit=10.0)]) as bed
 
 def start_victim() -> tuple[subprocess.Popen[str], Slot, list[int]]:
     """Start a testbed in a process of its own; return it with its slot and its devices' pids."""
-    victim = subprocess.Popen([sys.executable, "-c", VICTIM], stdout=subprocess.PIPE, text=True)
+    victim = subprocess.Popen(
+        [sys.executable, QUICK, "-c", VICTIM], stdout=subprocess.PIPE, text=True
+    )
     assert victim.stdout is not None
     words = [victim.stdout.readline().split() for _ in range(3)]
     slot = next(Slot(int(line[1])) for line in words if line[:1] == ["slot"])
