@@ -57,7 +57,7 @@ class Alarm:
         # A connection of its own: the main thread may be asking the store something just then.
         try:
             self._store: Store = store.clone()  # type: ignore[attr-defined]
-        except RuntimeError:  # not every kind of store can, and those need not
+        except (RuntimeError, AttributeError):  # not every kind of store can
             self._store = store
         self._meshes: list[Mesh] = []
         self._lock = threading.RLock()
