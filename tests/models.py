@@ -1,4 +1,4 @@
-"""Small models of each family, with one way to make a batch: everything on the CPU, no downloads."""
+"""Small models of each family, with a way to make batches: on the CPU, no downloads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 VOCAB, LENGTH = 61, 7
 Batch = Any
@@ -37,7 +38,7 @@ class Block(nn.Module):
 
 
 class Tiny(nn.Module):
-    """Embedding, residual blocks, tied head; a scale used raw, in front of and behind the blocks."""
+    """Embedding, residual blocks, tied head; a raw scale in front of and behind the blocks."""
 
     def __init__(self, blocks: int = 6, width: int = 16, dropout: float = 0.0) -> None:
         super().__init__()
@@ -53,6 +54,40 @@ class Tiny(nn.Module):
             x = block(x)
         logits = self.head(x) * self.scale
         return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+
+class Checkpointed(Tiny):
+    """Activations of every block are recomputed in backward; dropout has to repeat its masks."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__(dropout=0.2)
+        self.reentrant = reentrant
+
+    def training_step(self, batch: Batch) -> Tensor:
+        x = self.embedding(batch["ids"]) * self.scale
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        logits = self.head(x) * self.scale
+        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+
+class Frozen(Tiny):
+    """What lies in front of block 3 is not trained: no gradient goes back to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight = nn.Parameter(self.head.weight.detach().clone())
+        for part in (self.embedding, *self.blocks[:3]):
+            part.requires_grad_(False)
+        self.scale.requires_grad_(False)
+
+
+class Mixed(Tiny):
+    """Mixes rows before the model, as mixup does: every stage has to draw the same order."""
+
+    def training_step(self, batch: Batch) -> Tensor:
+        order = torch.randperm(len(batch["ids"]))
+        return super().training_step({"ids": batch["ids"][order], "labels": batch["labels"][order]})
 
 
 class Mlp(nn.Module):
@@ -200,10 +235,23 @@ def _vit() -> nn.Module:
     return Step(ViTForImageClassification(config))
 
 
+def _padded(rows: int, seed: int) -> Batch:
+    """Labels of padding do not count, so that rows have unlike numbers of tokens."""
+    batch = _tokens(rows, seed)
+    for row in range(rows):
+        batch["labels"][row, 2 + row % (LENGTH - 2) :] = -100
+    return batch
+
+
 # name -> (makes the model, makes a batch of some rows from a seed, two legal cuts in order)
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Batch], tuple[str, str]]] = {
     "tiny": (Tiny, _tokens, ("blocks.2", "blocks.4")),
+    "padded": (Tiny, _padded, ("blocks.2", "blocks.4")),
     "tiny-dropout": (lambda: Tiny(dropout=0.2), _tokens, ("blocks.2", "blocks.4")),
+    "checkpointed": (lambda: Checkpointed(False), _tokens, ("blocks.2", "blocks.4")),
+    "checkpointed-reentrant": (lambda: Checkpointed(True), _tokens, ("blocks.2", "blocks.4")),
+    "frozen": (Frozen, _tokens, ("blocks.2", "blocks.4")),
+    "mixed": (Mixed, _tokens, ("blocks.2", "blocks.4")),
     "mlp": (Mlp, _points, ("net.2", "net.3")),
     "batchnorm": (ConvNet, _images, ("layers.1", "layers.2")),
     "gpt2": (lambda: _gpt2(0.0), _text, ("model.transformer.h.1", "model.transformer.h.3")),

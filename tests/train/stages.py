@@ -1,4 +1,4 @@
-"""Training without Lightning: a stage per rank, and one process doing the same batches by itself."""
+"""Training without Lightning: a stage per rank, and one process that does the same batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_edge.plan.layout import Layout
 from lightning_edge.plan.plan import Plan
-from lightning_edge.replicate.randomness import kept, mix, seed_all
 from lightning_edge.train.job import Batch, Job
 from lightning_edge.train.microbatch import take_rows
 from lightning_edge.train.phases import probe_batch
@@ -52,6 +51,7 @@ def train_stage(
         optimizer = optimizer_of(model, module)
         stage.prepare_training()
         assert stage.gradients is not None
+        transport.reset_counters()
         losses: list[float] = []
         gradients: list[dict[str, Tensor]] = []
         for number, size in enumerate(rows):
@@ -76,6 +76,7 @@ def train_stage(
             gradients.append(_gradients(module))
             optimizer.step()
             optimizer.zero_grad()
+        counted = dict(transport.reset_counters().peers)
         total = [sum(parts) for parts in zip(*transport.all_gather(losses), strict=True)]
         stage.average_buffers()
         stage.close()
@@ -88,6 +89,7 @@ def train_stage(
         "stage": stage.index,
         "holders": stage.holders,
         "open": open_micro_batches,
+        "sent": {peer: c.messages_sent for peer, c in counted.items()},
     }
 
 
@@ -141,6 +143,3 @@ def largest_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tenso
         distance = (found[name].double() - value.double()).norm()
         worst = max(worst, float(distance / value.double().norm().clamp_min(1e-3)))
     return worst
-
-
-__all__ = ["kept", "largest_difference", "mix", "seed_all", "train_alone", "train_stage"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.models import MODELS
-from tests.pool import Pool
+from tests.pool import Pool, WorkerError
 from tests.train.stages import largest_difference, train_alone, train_stage
 
 TOLERANCE = 2e-6
@@ -56,7 +56,10 @@ def test_every_layout_trains_like_one_process(pool: Pool, layout: str) -> None:
     compare(pool, "tiny", layout, micro_batches=4, rows=(8, 8, 5, 1))
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if "dropout" not in name])
+PIPELINED = ("tiny", "frozen", "mlp", "batchnorm", "gpt2", "llama", "bert", "vit")
+
+
+@pytest.mark.parametrize("model", PIPELINED)
 def test_every_family_trains_like_one_process_in_a_pipeline(pool: Pool, model: str) -> None:
     compare(pool, model, "1-1-1", micro_batches=3, rows=(9, 7))
 
@@ -77,6 +80,30 @@ def test_all_forwards_first_gives_the_same(pool: Pool) -> None:
     alone = train_alone(plan, "tiny", (8, 8))
     for result in pool.run(train_stage, 3, plan, "tiny", (8, 8)):
         assert largest_difference(result["state"], alone["state"]) < TOLERANCE
+
+
+def test_no_gradient_goes_to_a_stage_that_is_frozen(pool: Pool) -> None:
+    plan = plan_of(*LAYOUTS["1-1"], cuts=MODELS["frozen"][2], micro_batches=2)
+    first, second = pool.run(train_stage, 2, plan, "frozen", (4,))
+    assert (first["sent"][1], second["sent"].get(0, 0)) == (2, 0)  # two activations, no gradient
+
+
+@pytest.mark.parametrize("model", ["checkpointed", "checkpointed-reentrant", "mixed"])
+def test_recomputed_activations_and_rows_mixed_before_the_model(pool: Pool, model: str) -> None:
+    plans = [plan_of(*LAYOUTS[x], cuts=MODELS[model][2], micro_batches=3) for x in ("1", "1-1-1")]
+    one = pool.run(train_stage, 1, plans[0], model, (6, 5))[0]
+    for result in pool.run(train_stage, 3, plans[1], model, (6, 5)):
+        assert result["losses"] == pytest.approx(one["losses"], rel=TOLERANCE)
+        assert largest_difference(result["state"], one["state"]) < TOLERANCE
+        for found, expected in zip(result["gradients"], one["gradients"], strict=True):
+            held = {name: expected[name] for name in found}
+            assert largest_difference(found, held) < 2e-5
+
+
+def test_rows_mixed_before_the_model_need_equal_rows(pool: Pool) -> None:
+    plan = plan_of(*LAYOUTS["2-1"], cuts=MODELS["mixed"][2], micro_batches=2)
+    with pytest.raises(WorkerError, match="random numbers are drawn in the step itself"):
+        pool.run(train_stage, 3, plan, "mixed", (4,))
 
 
 @pytest.mark.parametrize("model", ["tiny-dropout", "gpt2-dropout", "bert-dropout"])
