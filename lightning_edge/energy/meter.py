@@ -225,14 +225,16 @@ class EnergyMeter:
 
         Gaps left out.
         """
-        report = self.report(start_s, stop_s)
+        counted = {entry.domain.id for entry in self.report(start_s, stop_s).counted}
+        if not counted:
+            return []
         edges = np.linspace(start_s, stop_s, bins + 1)
         known = np.ones(bins, dtype=bool)
         power_w = np.zeros(bins)
         with self._lock:
             for feed in self._feeds:
                 for domain in feed.source.domains:
-                    if domain.id in {entry.domain.id for entry in report.counted}:
+                    if domain.id in counted:
                         points = np.array([feed.traces[domain.id].at(float(t)) for t in edges])
                         energy_j, covered_s = np.diff(points, axis=0).T
                         known &= covered_s > 0.01 * (stop_s - start_s) / bins
