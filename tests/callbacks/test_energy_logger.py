@@ -146,10 +146,10 @@ def test_what_is_not_measured_is_left_out(tmp_path: Path) -> None:
         trainer_of(tmp_path, energy, max_epochs=1).fit(Model())
         metric = JoulesPerSample(energy.owned_energy_j)
         metric.update(4)
-    names = {name for row in logged(tmp_path) for name in row}
-    assert not any(name.startswith("train/") and "loss" not in name for name in names)
+    assert not (tmp_path / "logs" / "metrics.csv").exists()  # nothing was logged
     content = json.loads((tmp_path / "logs" / "energy.json").read_text())
     assert content["stages"]["train"]["energy_j"] is None
+    assert content["stages"]["train"]["ranks"][0]["power_series"] == []
     assert torch.isnan(metric.compute())
 
 
@@ -287,7 +287,8 @@ def test_progress_bar_and_tokens(tmp_path: Path, meter: EnergyMeter) -> None:
 
         def train_dataloader(self) -> Any:
             mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
-            return [{"x": torch.randn(2, 32), "attention_mask": mask} for _ in range(6)]
+            batches = [{"x": torch.randn(2, 32), "attention_mask": mask} for _ in range(6)]
+            return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     energy = EnergyLogger(meter, prog_bar=True)
     trainer = trainer_of(tmp_path, energy, max_epochs=1, limit_val_batches=0)
@@ -398,7 +399,7 @@ def _ddp(rank: int, world_size: int, folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.multiproc
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_of_one_board_count_it_once(pool: Any, tmp_path: Path, world_size: int) -> None:
     elastic = {"TORCHELASTIC_RUN_ID": "energy", "LOCAL_WORLD_SIZE": str(world_size)}
     found = pool.run(_ddp, world_size, str(tmp_path), env=elastic)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_edge.energy import EnergyMeter
+from lightning_edge.energy import EnergyMeter, Scope
 from lightning_edge.energy.__main__ import main
 from lightning_edge.energy.record import record
 from lightning_edge.energy.replay import Recording
@@ -152,9 +152,8 @@ def test_recorded_readings_stand_for_libraries(
     class GpuSource(FakeSource):
         kind = "nvml"
 
-    watts = GpuSource(
-        time.monotonic, [domain("gpu:GPU-x")], lambda: {"gpu:GPU-x": watts.now_s * 50}
-    )
+    gpu = domain("gpu:GPU-x", scope=Scope.GPU)
+    watts = GpuSource(time.monotonic, [gpu], lambda: {gpu.id: watts.now_s * 50})
     monkeypatch.setattr("lightning_edge.energy.record.open_sources", lambda *_: ([watts], []))
     archive, folder = tmp_path / "gpu.tar.gz", tmp_path / "gpu"
     record(faked_host(tmp_path / "root", time.monotonic), archive, 0.3, period_s=0.03)
