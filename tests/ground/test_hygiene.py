@@ -30,6 +30,7 @@ LEAKS = {
 }
 
 
+@pytest.mark.timeout(200)
 def test_every_leak_fails_its_test_and_only_that(tmp_path):
     lines = ["WAIT = 'import time; time.sleep(5)'", "KEEP = []"]
     for number, (imports, leak) in enumerate(LEAKS.values()):
@@ -66,7 +67,7 @@ def test_every_leak_fails_its_test_and_only_that(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=180,
     )
     assert f"{2 * len(LEAKS)} passed, {len(LEAKS)} errors" in run.stdout, run.stdout + run.stderr
     for number, kind in enumerate(LEAKS):
