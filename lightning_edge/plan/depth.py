@@ -27,7 +27,10 @@ __all__: list[str] = []
 
 
 def auto_micro_batches(num_stages: int) -> int:
-    """Return 1 for a single stage, else 4 per stage (fill and drain then cost at most a fifth)."""
+    """Return 1 for a single stage, else 4 per stage.
+
+    Fill and drain of P equal stages, (P - 1) / (M + P - 1) of the time, then stay below a fifth.
+    """
     return 1 if num_stages == 1 else 4 * num_stages
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.plan.balance import balance
@@ -33,6 +33,7 @@ def test_small_cases(loads: list[int], devices: list[int], expected: object) -> 
     assert balance(loads, devices) == expected
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=8),
     st.lists(st.integers(1, 3), min_size=1, max_size=4),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.errors import PlanError
@@ -296,6 +296,7 @@ def plan_or_problems(build: Callable[[], Plan]) -> Plan | tuple[str, ...]:
         return error.problems
 
 
+@settings(max_examples=40)
 @given(nearly_plans() | ANYTHING)
 def test_anything_is_a_plan_or_a_plan_error(tree: Any) -> None:
     found = plan_or_problems(lambda: Plan.from_mapping(tree))
@@ -305,6 +306,7 @@ def test_anything_is_a_plan_or_a_plan_error(tree: Any) -> None:
         assert str(found).encode()
 
 
+@settings(max_examples=40)
 @given(ANYTHING, ANYTHING, ANYTHING, ANYTHING)
 def test_constructors_raise_plan_errors_only(a: Any, b: Any, c: Any, d: Any) -> None:
     for build in (

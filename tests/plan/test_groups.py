@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.errors import PlanError
@@ -233,6 +233,7 @@ def test_wrong_lengths_are_a_mistake_of_the_caller() -> None:
         plan_from_groups(None, "auto", NAMES, CUTS, PARAMETERS[:-1])
 
 
+@settings(max_examples=40)
 @given(st.data())
 def test_any_groups_give_a_sound_plan_or_a_plan_error(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 6))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.plan import Pipeline, Plan, Stage
@@ -55,6 +55,7 @@ def test_needs_a_resolved_plan() -> None:
         Layout(Plan([Pipeline([Stage(["orin"])])]), 4)
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(0, 40))
 def test_every_row_goes_from_each_stage_to_the_next_exactly_once(plan: Plan, rows: int) -> None:
     layout = Layout(plan, rows)
@@ -72,6 +73,7 @@ def test_every_row_goes_from_each_stage_to_the_next_exactly_once(plan: Plan, row
                         assert (rank, low, high) in layout.overlaps(peer, m, stage)
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(0, 40))
 def test_the_rows_of_a_rank_put_together_are_cut_where_local_says(plan: Plan, rows: int) -> None:
     layout = Layout(plan, rows)

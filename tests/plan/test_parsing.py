@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.errors import PlanError
@@ -152,6 +152,7 @@ SNIPPETS = st.sampled_from(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(SNIPPETS, max_size=25).map("".join) | st.text(max_size=40))
 def test_any_text_is_a_plan_or_a_plan_error(text: str) -> None:
     for read in (parsing.parse_yaml, parsing.parse_json):
@@ -162,6 +163,7 @@ def test_any_text_is_a_plan_or_a_plan_error(text: str) -> None:
             str(error).encode()
 
 
+@settings(max_examples=40)
 @given(st.data())
 def test_a_damaged_plan_file_is_a_plan_or_a_plan_error(data: st.DataObject) -> None:
     text = list(yaml.safe_dump(json.loads(json.dumps(yaml.safe_load(GOOD)))))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.pipelining._schedule_visualizer import get_schedule_ops
 
@@ -83,6 +83,7 @@ def test_the_order_is_that_of_torch(kind: str, stages: int, micro_batches: int) 
         assert ours == theirs
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(0, 20))
 def test_every_schedule_passes_the_checker(plan: Plan, micro_batches: int) -> None:
     lists = schedule(plan, micro_batches)
@@ -92,12 +93,14 @@ def test_every_schedule_passes_the_checker(plan: Plan, micro_batches: int) -> No
     check(forward_schedule(plan, micro_batches), plan, micro_batches)
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(0, 20))
 def test_every_schedule_runs_with_the_rows_of_any_batch(plan: Plan, rows: int) -> None:
     layout = Layout(plan, rows)
     check(schedule(plan, layout.micro_batches), plan, layout.micro_batches, layout)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(1, 6))
 def test_depths_can_run_if_and_only_if_they_never_grow(depths: list[int], m: int) -> None:
     # Whole plans refuse growing depths, so the lists are put together stage by stage.
@@ -110,6 +113,7 @@ def test_depths_can_run_if_and_only_if_they_never_grow(depths: list[int], m: int
     assert (not run(lists, pipeline([m] * len(depths), m)).stuck) == can_run
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(1, 12))
 def test_a_stage_holds_as_many_micro_batches_as_its_depth_and_no_more(plan: Plan, m: int) -> None:
     lists = schedule(plan, m)
@@ -124,6 +128,7 @@ def test_a_stage_holds_as_many_micro_batches_as_its_depth_and_no_more(plan: Plan
             assert most == min(stage.in_flight, m)
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(1, 12))
 def test_reductions_overlap_only_the_last_backward_of_the_first_stage(plan: Plan, m: int) -> None:
     lists = schedule(plan, m)

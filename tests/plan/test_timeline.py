@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import textwrap
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.plan import Pipeline, Plan, Stage
@@ -72,6 +72,7 @@ def test_a_rank_without_rows_of_a_micro_batch_neither_waits_nor_is_waited_for() 
     ]
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(1, 8))
 def test_nothing_starts_before_what_it_needs(plan: Plan, micro_batches: int) -> None:
     lists = schedule(plan, micro_batches)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.errors import ScheduleError
@@ -88,6 +88,7 @@ def test_rows_decide_whether_hybrid_stages_wait() -> None:
         check(lists, plan, 2)
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(1, 6), st.data())
 def test_a_damaged_schedule_is_refused(plan: Plan, m: int, data: st.DataObject) -> None:
     lists = dict(schedule(plan, m))
@@ -106,6 +107,7 @@ def test_a_damaged_schedule_is_refused(plan: Plan, m: int, data: st.DataObject) 
         check(lists, plan, m)
 
 
+@settings(max_examples=40)
 @given(plans(), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_any_order_is_checked_without_other_errors(plan: Plan, m: int, random: object) -> None:
     lists = {}
