@@ -30,6 +30,7 @@ LIBRARY_VARIABLES = {
     "KMP_DUPLICATE_LIB_OK",
     "CUDA_MODULE_LOADING",
     "TORCHINDUCTOR_CACHE_DIR",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",  # lightning, when it is imported
 }
 LIBRARY_FILES = ("pymp-", "torchinductor_", "pool-")  # removed when their process ends
 LIBRARY_THREADS = ("pytest_timeout", "TMonitor")  # pytest-timeout's watch; tqdm's, one per process

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.ground.test_packaging import declared
 from tests.ground.tree import PACKAGE, ROOT, Import, files, imports
 
 #   errors <- plan <- replicate <- train <- profile          energy stands alone
@@ -106,8 +107,6 @@ def test_no_module_imports_itself_in_a_circle():
 
 
 def test_what_is_imported_is_declared():
-    from tests.ground.test_packaging import declared
-
     known = {
         "nvidia-ml-py": "pynvml",
         "pyyaml": "yaml",
