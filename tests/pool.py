@@ -1,7 +1,7 @@
 """Resident worker processes for tests that need several ranks.
 
-``import torch, lightning`` costs seconds per process, so the processes stay and only the functions
-change::
+Importing torch and lightning costs seconds per process. So one process, the nursery, does it once
+and forks the workers, which stay; only the functions change::
 
     def ranks_add_up(rank, world_size, start):
         return start + rank
@@ -13,6 +13,9 @@ change::
     +-----------+   socket pair        +----------------------------------------+
     | Pool.run  | -- job (pickle) -->  | reader thread: EOF = parent gone = die |
     |           | <-- answer --------- | main thread: environment, function     |
+    |           |                      +----------------------------------------+
+    |           | -- a socket -------> | nursery: import once, fork, tell how   |
+    |           | <-- process id ----- | a worker ended                         |
     +-----------+                      +----------------------------------------+
 
 A worker cannot outlive the test process: the reader thread sees the end of the socket, and on Linux
@@ -27,6 +30,7 @@ import faulthandler
 import gc
 import importlib
 import importlib.util
+import json
 import os
 import pickle
 import queue
@@ -39,7 +43,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -61,16 +65,21 @@ class Died:
 
 
 class Pool:
-    """Worker processes started when first needed and kept until `close`."""
+    """Worker processes started when first needed and kept until `close`.
 
-    def __init__(self) -> None:
+    Args:
+        preload: Modules that every worker has imported.
+    """
+
+    def __init__(self, preload: Sequence[str] = ("torch", "lightning_edge")) -> None:
         self._workers: list[_Worker] = []
+        self._nursery = _Nursery(preload)
         self._folder = tempfile.TemporaryDirectory(prefix="pool-")
 
     @property
     def pids(self) -> tuple[int, ...]:
         """Process ids of the resident workers, for checks that look for left-over processes."""
-        return tuple(worker.process.pid for worker in self._workers)
+        return (self._nursery.process.pid, *(worker.pid for worker in self._workers))
 
     def run(
         self,
@@ -129,12 +138,13 @@ class Pool:
         for worker in self._workers:
             worker.kill()
         self._workers.clear()
+        self._nursery.close()
         self._folder.cleanup()
 
     def _start(self, count: int) -> None:
         self._workers = [worker for worker in self._workers if worker.alive()]
         while len(self._workers) < count:
-            self._workers.append(_Worker(Path(self._folder.name)))
+            self._workers.append(_Worker(self._nursery, Path(self._folder.name)))
 
 
 @dataclass(frozen=True)
@@ -147,23 +157,18 @@ class _Answer:
 class _Worker:
     """The test process' end of one worker."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, nursery: _Nursery, folder: Path) -> None:
         ours, theirs = socket.socketpair()
         handle, name = tempfile.mkstemp(suffix=".log", dir=folder)
         os.close(handle)
         self.log = Path(name)
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno()), name],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
+        self._nursery = nursery
+        self.pid = nursery.fork(theirs, self.log)
         theirs.close()
         self.connection = Connection(ours.detach())
 
     def alive(self) -> bool:
-        return self.process.poll() is None
+        return not self.connection.closed and not self.connection.poll()  # it would be the end
 
     def send(self, job: Any) -> None:
         # Bytes within bytes: its classes can be found only once the worker has our search path.
@@ -173,8 +178,7 @@ class _Worker:
         try:
             return _Answer(*pickle.loads(self.connection.recv_bytes()))
         except (EOFError, OSError):
-            self.kill()
-            code = self.process.returncode
+            code = self.kill()
             if may_die:
                 return _Answer(ok=True, value=Died(code))
             return _Answer(ok=False, text=f"died (exit status {code})")
@@ -184,15 +188,51 @@ class _Worker:
         return f"its output:\n{text}" if text else ""
 
     def stacks(self) -> str:
-        self.process.send_signal(signal.SIGUSR1)
+        os.kill(self.pid, signal.SIGUSR1)
         time.sleep(0.3)
         return self.output()
 
-    def kill(self) -> None:
+    def kill(self) -> int:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # with whatever it started itself
-        self.process.wait()
+            os.killpg(self.pid, signal.SIGKILL)  # with whatever it started itself
         self.connection.close()
+        return self._nursery.wait(self.pid)
+
+
+class _Nursery:
+    """The test process' end of the process that forks the workers."""
+
+    def __init__(self, preload: Sequence[str]) -> None:
+        self._socket, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno()), json.dumps([sys.path, preload])],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads would not survive the fork
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def fork(self, theirs: socket.socket, log: Path) -> int:
+        socket.send_fds(self._socket, [str(log).encode()], [theirs.fileno()])
+        return self._answer()
+
+    def wait(self, pid: int) -> int:
+        self._socket.sendall(f"{pid}".encode())
+        return self._answer()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._socket.close()
+
+    def _answer(self) -> int:
+        answer = self._socket.recv(32)
+        if not answer:
+            raise WorkerError("the process that forks the workers has died")
+        return int(answer)
 
 
 def free_port() -> int:
@@ -216,6 +256,39 @@ def _reference(fn: Callable[..., Any]) -> tuple[str, str, str]:
     assert file is not None
     assert "<locals>" not in fn.__qualname__, f"{fn.__qualname__} must be a module-level function"
     return fn.__module__, fn.__qualname__, file
+
+
+# ---- the nursery's side ----
+
+
+def _nurse(fd: int, settings: str) -> None:
+    _die_with_the_parent()
+    sys.path[:], preload = json.loads(settings)
+    for name in preload:
+        with contextlib.suppress(Exception):  # a test that needs it will say what is wrong
+            importlib.import_module(name)
+    parent = socket.socket(fileno=fd)
+    while True:
+        request, fds, _, _ = socket.recv_fds(parent, 4096, 1)
+        if not request:
+            return
+        if not fds:
+            _, status = os.waitpid(int(request), 0)
+            parent.sendall(f"{os.waitstatus_to_exitcode(status)}".encode())
+            continue
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            parent.close()
+            _work(fds[0], request.decode())
+        os.close(fds[0])
+        parent.sendall(f"{pid}".encode())
+
+
+def _die_with_the_parent() -> None:
+    if sys.platform == "linux":
+        # PR_SET_PDEATHSIG works even when native code holds the GIL for ever.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 # ---- the worker's side ----
@@ -287,10 +360,7 @@ def _do(path: list[str], job: bytes) -> bytes:
 
 
 def _work(fd: int, log: str) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(
-            1, signal.SIGKILL
-        )  # PR_SET_PDEATHSIG: even when native code holds the GIL for ever
+    _die_with_the_parent()
     log_fd = os.open(log, os.O_RDWR | os.O_APPEND)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
@@ -316,4 +386,4 @@ def _work(fd: int, log: str) -> None:
 
 
 if __name__ == "__main__":
-    _work(int(sys.argv[1]), sys.argv[2])
+    _nurse(int(sys.argv[1]), sys.argv[2])
