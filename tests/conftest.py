@@ -93,7 +93,8 @@ def _restore(environment: dict[str, str], directory: Path) -> None:
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # setting it imports half of torch
+        torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("highest")
     torch.autograd.set_detect_anomaly(False)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
