@@ -83,6 +83,7 @@ class MicroBatch:
     # id of a placeholder's result -> (it, what was received for it); holding it keeps the id from
     # being reused
     substitutes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    trained: bool = False
     entered: bool = False
     backward: bool = False
     outputs: list[Value] | None = None
@@ -146,7 +147,7 @@ class Replay:
             SplitError: When a value got past a cut, or the step did not come by this stage.
         """
         micro_batch = self._waiting.pop(m)
-        micro_batch.receive = receive
+        micro_batch.receive, micro_batch.trained = receive, torch.is_grad_enabled()
         micro_batch.entered = self.entry is None
         seed_all(mix(*self._seeds, m))
         with self._running(micro_batch), ExitStack() as stack:
@@ -249,14 +250,15 @@ class Replay:
             tensor = micro_batch.substitutes.get(id(leaf), (leaf, leaf))[1]
             if is_fake(tensor):
                 raise SplitError(_beside(self.exit, path))
-            values.append(self._value(known, tensor, micro_batch.rows))
+            values.append(self._value(known, tensor, micro_batch.rows, micro_batch.trained))
         raise StageExit(values)
 
-    def _value(self, known: Leaf, tensor: Tensor, rows: int) -> Value:
+    def _value(self, known: Leaf, tensor: Tensor, rows: int, trained: bool) -> Value:
         row_dim, per_row = known.row_dim, known.per_row
         if row_dim is not None and tensor.shape[row_dim] != per_row * rows:
             row_dim, per_row = None, -1
-        needs_grad = tensor.requires_grad and torch.is_grad_enabled()
+        # not the grad mode here: reentrant activation checkpointing switches it off around a block
+        needs_grad = tensor.requires_grad and trained
         return Value(known.path, tensor, row_dim, per_row, needs_grad)
 
     def _explained(self, error: Exception) -> Exception:
@@ -275,8 +277,9 @@ class Replay:
             raise SplitError(
                 f"the step ended without calling {self.entry!r}, where this stage begins"
             )
-        if micro_batch.outputs is None and torch.is_grad_enabled():
-            if micro_batch.loss is None or not micro_batch.loss.requires_grad:
+        loss = micro_batch.loss
+        if micro_batch.outputs is None and micro_batch.trained:
+            if loss is None or not loss.requires_grad:
                 raise UnsupportedError(
                     "training_step gave no loss that depends on a trainable parameter of the "
                     "last stage; return a loss "

@@ -125,6 +125,7 @@ class Stage:
             self.module,
             lambda name, p: None if rank in holders[name] else placeholder_like(p, self._mode),
         )
+        self._placeholders = [p for p in self.module.parameters() if is_fake(p)]
         self._buffers_at_start = {n: version(b) for n, b in self.module.named_buffers()}
 
     def _open_channels(self) -> None:
@@ -191,7 +192,10 @@ class Stage:
         program = _Program(self, job, len(mine))
         executor = Executor(self.transport, self._edges, program, self.is_last, self.device)
         with kept():
-            return executor.run(self._list(layout, job.training), layout, batch.number)
+            times = executor.run(self._list(layout, job.training), layout, batch.number)
+        for placeholder in self._placeholders:
+            placeholder.grad = None  # reentrant activation checkpointing runs the prefix backwards
+        return times
 
     def _cut(self, batch: Batch, layout: Layout, job: Job) -> list[MicroBatch]:
         """This device's micro-batches; their rows follow one another in its part."""

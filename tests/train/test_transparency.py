@@ -48,7 +48,7 @@ def compare(pool: Pool, model: str, layout: str, micro_batches: int, rows: tuple
         for found, expected in zip(result["gradients"], alone["gradients"], strict=True):
             held = {n: g for n, g in expected.items() if rank in result["holders"][n]}
             assert largest_difference(found, held) < 2e-5
-            assert result["stage"] is None or held
+            assert result["stage"] is None or held or model == "frozen"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
