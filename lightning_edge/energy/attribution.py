@@ -51,7 +51,7 @@ class Series:
     Args:
         domain: Whose power.
         energy_j: Joules metered in the window.
-        stop_s: When each sample was taken, or the end of each stretch between two counter readings.
+        stop_s: When each sample was taken, or the end of each stretch between a counter's moves.
         power_w: Sampled watts, or the mean watts of the stretch.
         start_s: Start of each stretch; None for samples, whose own window is unknown.
         idle_w: Measured idle power, if there is one.

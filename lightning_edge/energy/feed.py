@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 
-from lightning_edge.energy.domain import Reading
+from lightning_edge.energy.domain import Provenance, Reading
 from lightning_edge.energy.source import PowerSource, SourceLost
 from lightning_edge.energy.trace import Trace
 
@@ -20,6 +20,12 @@ log = logging.getLogger(__name__)
 
 CPU_SHARE = 0.004
 """Polling slows down until a source costs less than this share of one core; 0.5 % is promised."""
+
+COARSE_S = 0.05
+"""From this update period on, counters are asked more often than they move."""
+
+FASTEST_S = 0.02
+"""No source is asked more often than this in the mean."""
 
 MAX_BACKOFF = 64
 """A source that keeps failing is asked at most this many times less often."""
@@ -53,8 +59,14 @@ class Feed:
         self._failures = 0
         self._update_s = {domain.id: domain.update_period_s for domain in source.domains}
         # No use in asking a battery gauge that moves twice a minute ten times a second.
-        slowest_s = 0.5 * min(self._update_s.values(), default=0.0)
-        self._period_s = max(period_s, slowest_s, getattr(source, "min_period_s", 0.0))
+        quickest_s = min(self._update_s.values(), default=0.0)
+        if (
+            all(d.provenance is Provenance.COUNTER for d in source.domains)
+            and quickest_s >= COARSE_S
+        ):
+            # When a coarse counter moves is seen to a quarter of its step: phases need that.
+            period_s = min(period_s, max(0.25 * quickest_s, FASTEST_S))
+        self._period_s = max(period_s, 0.25 * quickest_s)
         self._clock_cost = clock if getattr(source, "spawns", False) else cpu_clock
 
     @property

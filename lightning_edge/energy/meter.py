@@ -336,7 +336,6 @@ def _series(
     times, powers = trace.samples(start_s, stop_s)
     if len(times):
         return Series(domain, energy_j, np.array(times), np.array(powers), idle_w=idle)
-    # Two readings within one update of the counter differ by nothing or by too much.
-    stretches = np.array(trace.powers(start_s, stop_s, min_s=domain.update_period_s))
+    stretches = np.array(trace.steps(start_s, stop_s, update_s=domain.update_period_s))
     stretches = stretches.reshape(len(stretches), 3)
     return Series(domain, energy_j, stretches[:, 1], stretches[:, 2], stretches[:, 0], idle)

@@ -157,6 +157,29 @@ class Trace:
             t0, e0, c0 = t1, e1, c1
         return found
 
+    def steps(
+        self, start_s: float, stop_s: float, *, update_s: float
+    ) -> list[tuple[float, float, float]]:
+        """``(t0, t1, mean watts)`` between the moves of a counter that moves every `update_s`.
+
+        A reading shows the joules of the last move, which was some time since the reading before
+        and at most `update_s` ago: half of that is taken off its time. Restarts and gaps of the
+        counter are left out.
+        """
+        found = []
+        first = bisect_left(self._t, start_s)
+        last = bisect_right(self._t, stop_s)
+        moved_s, moved_j = None, 0.0
+        for i in range(max(first, 1), last):
+            if self._c[i] <= self._c[i - 1]:
+                moved_s = None
+            elif self._e[i] > self._e[i - 1]:
+                now_s = self._t[i] - 0.5 * min(self._t[i] - self._t[i - 1], update_s)
+                if moved_s is not None and now_s > moved_s:
+                    found.append((moved_s, now_s, (self._e[i] - moved_j) / (now_s - moved_s)))
+                moved_s, moved_j = now_s, self._e[i]
+        return found
+
     def samples(self, start_s: float, stop_s: float) -> tuple[array[float], array[float]]:
         """Times and watts of the newest power samples inside the window.
 

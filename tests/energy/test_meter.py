@@ -244,7 +244,12 @@ class TestPace:
     def test_a_slow_gauge_is_not_asked_ten_times_a_second(self) -> None:
         clock = Clock()
         gauge = FakeSource(clock, [domain("a", update_period_s=10.0)], lambda: {"a": 1.0})
-        assert Feed(gauge, 0.1, clock, clock).interval_s == 5.0
+        assert Feed(gauge, 0.1, clock, clock).interval_s == 2.5
+
+    def test_a_coarse_counter_is_asked_more_often_than_it_moves(self) -> None:
+        clock = Clock()
+        nvml = FakeSource(clock, [domain("a", update_period_s=0.1)], lambda: {"a": 1.0})
+        assert Feed(nvml, 0.1, clock, clock).interval_s == 0.025
 
     def test_a_failing_source_is_left_alone_more_and_more(self) -> None:
         clock = Clock()
