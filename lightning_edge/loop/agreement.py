@@ -19,6 +19,7 @@ from typing import Any
 import lightning
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 
 from lightning_edge.errors import ConfigMismatchError
 from lightning_edge.train.transport import Transport
@@ -139,10 +140,15 @@ def facts_of_trainer(trainer: pl.Trainer) -> dict[str, Any]:
     facts["precision"] = trainer.precision
     assert trainer.state.fn is not None
     facts["runs"] = trainer.state.fn.value
+    # Lightning's own stop training, write checkpoints or change the optimizer. Progress bars and
+    # summaries may be only where someone looks at them, and so may callbacks of the user's.
     made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks = [type(callback).__name__ for callback in made]
-    # Progress bars and summaries exist where there is someone to look at them.
-    facts["callbacks"] = [name for name in callbacks if not name.endswith(("Bar", "Summary"))]
+    facts["callbacks"] = [
+        type(callback).__name__
+        for callback in made
+        if type(callback).__module__.startswith("lightning.")
+        and not isinstance(callback, (ProgressBar, ModelSummary))
+    ]
     return facts
 
 

@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 5.0  # after one process failed: time for the others to say why they end
 ORPHAN_S = 1.0  # after the first process is gone: time for the connections to say so
-FAREWELL_S = 30.0  # after this script's end: time for the others to reach theirs
+FAREWELL_S = 600.0  # after this script's end: time for the others to reach theirs
+NOTICE_S = 30.0  # of these, until the user is told what is being waited for
+POLL_S = 0.2
 
 Method = Literal["script", "fork", "spawn"]
 
@@ -134,7 +136,7 @@ class ScriptLauncher(_SubprocessScriptLauncher):
             os.environ["LOCAL_WORLD_SIZE"] = str(self.num_processes)
             self._call_children_scripts()
             os.environ["RANK"] = "0"  # the others take theirs from LOCAL_RANK
-            atexit.register(wait_for, self.procs, FAREWELL_S)
+            atexit.register(wait_for, self.procs)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         busy = threading.Event()
         busy.set()
@@ -180,25 +182,37 @@ def end_with(
     os._exit(1)
 
 
-def wait_for(processes: list[subprocess.Popen[Any]], patience_s: float) -> None:
-    """Wait for processes that are on their way to the script's end; end those that are not.
+def wait_for(processes: list[subprocess.Popen[Any]]) -> None:
+    """At this script's end: wait for the processes that are on their way to theirs.
+
+    After an error here they have little time: what they wait for will not come.
 
     Args:
-        processes: The processes.
-        patience_s: How long in all.
+        processes: Those that this one has started.
     """
-    deadline = time.monotonic() + patience_s
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    try:
+        if getattr(sys, "last_value", None) is not None:
+            _all_end(processes, GRACE_S)
+        elif not _all_end(processes, NOTICE_S):
+            running = ", ".join(str(p.pid) for p in processes if p.poll() is None)
             print(
-                f"lightning-edge: process {process.pid}, started by this one, has not ended"
-                f" {patience_s:g} s after it; it is ended now.",
+                "lightning-edge: this script has ended, and waits for the other processes that it"
+                f" started ({running}) to end as well. Ctrl+C ends them.",
                 file=sys.stderr,
                 flush=True,
             )
-    stop(processes)
+            _all_end(processes, FAREWELL_S)
+    finally:
+        stop(processes)
+
+
+def _all_end(processes: list[subprocess.Popen[Any]], patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def stop(processes: list[subprocess.Popen[Any]]) -> None:
@@ -230,7 +244,11 @@ def watch_parent() -> None:
 
 def _end_after(parent: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(parent).wait()
+        process = psutil.Process(parent)
+        # Not process.wait(): whoever has to fetch a dead parent's exit code may be waiting for the
+        # end of the output, which this process holds open.
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(POLL_S)
     time.sleep(ORPHAN_S)  # the connections break first, and their error says more
     print(
         f"lightning-edge: rank {os.environ.get('RANK')} (process {os.getpid()}) ends, because the"
@@ -288,6 +306,10 @@ class CopyLauncher(_MultiProcessingLauncher):
             LOCAL_WORLD_SIZE=str(processes),
             MASTER_ADDR=environment.main_address,
         )
+        if self._start_method == "fork":
+            # A copy of a process whose OpenMP threads have run hangs at its first parallel loop.
+            os.environ["OMP_NUM_THREADS"] = "1"
+            torch.set_num_threads(1)
         parent = multiprocessing.parent_process()
         assert parent is not None
         assert parent.pid is not None

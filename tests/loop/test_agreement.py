@@ -90,6 +90,9 @@ def test_facts_of_a_module_see_shapes_dtypes_names_and_what_is_trained():
     assert changed(plain, facts_of_module(frozen)) == {"trained parameters"}
 
 
+class Mine(L.Callback): ...
+
+
 def make_trainer(**options):
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1, **options
@@ -107,12 +110,21 @@ def make_trainer(**options):
         ({"limit_train_batches": 3}, {"limit_train_batches"}),
         ({"check_val_every_n_epoch": 2}, {"check_val_every_n_epoch"}),
         ({"callbacks": [L.pytorch.callbacks.Timer()]}, {"callbacks"}),
+        ({"callbacks": [L.Callback()]}, {"callbacks"}),
+        ({"callbacks": [Mine()]}, set()),
         ({"enable_progress_bar": False, "enable_model_summary": False}, set()),
     ],
 )
 def test_facts_of_a_trainer_see_what_decides_a_run(options, key):
     plain, other = facts_of_trainer(make_trainer()), facts_of_trainer(make_trainer(**options))
     assert changed(plain, other) == key
+
+
+def test_every_setting_that_is_compared_exists():
+    trainer = make_trainer(callbacks=[Mine()])
+    runs_and_precision = {"precision", "runs", "callbacks"}
+    for name in facts_of_trainer(trainer).keys() - runs_and_precision:
+        assert hasattr(trainer, name)
 
 
 def test_facts_of_data_and_software():
