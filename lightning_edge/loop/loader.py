@@ -118,6 +118,7 @@ class StatefulEdgeLoader(EdgeLoader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the loader that loads back to its place."""
         if self._course.feed.loads:
+            self._course.feed.first_batches.forget(self._course.loader)
             self._course.loader.load_state_dict(state)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from lightning_edge.errors import DataError
+from lightning_edge.errors import DataError, TransportError
 from lightning_edge.train.codec import decode, encode
 from lightning_edge.train.microbatch import BatchRows
 from lightning_edge.train.transport import Channel, Message, Transport
@@ -66,10 +66,17 @@ class Parcel:
 
     @staticmethod
     def from_message(message: Message) -> tuple[int, Parcel]:
-        """Return the session and the parcel of a message."""
-        head = decode(Message({"tree": message.meta.pop("parcel")}, {}))
-        session, loader, number, index, rows, indices, problem = head
-        found = BatchRows.from_plain(rows) if rows is not None else None
+        """Return the session and the parcel of a message.
+
+        Raises:
+            TransportError: The message is not a parcel.
+        """
+        try:
+            head = decode(Message({"tree": message.meta.pop("parcel")}, {}))
+            session, loader, number, index, rows, indices, problem = head
+            found = BatchRows.from_plain(rows) if rows is not None else None
+        except (LookupError, TypeError, ValueError) as error:
+            raise TransportError(f"a received batch is damaged: {error!r}") from None
         return session, Parcel(loader, number, index, decode(message), found, indices, problem)
 
 

@@ -131,6 +131,10 @@ class FirstBatches:
                 return iterator
         return iter(loader)
 
+    def forget(self, loader: Any) -> None:
+        """Let go of what was kept of a loader, which begins elsewhere."""
+        self._kept = [(other, iterator) for other, iterator in self._kept if other is not loader]
+
     def close(self) -> None:
         """Let go of all iterators."""
         for source in self._stashed:
@@ -189,9 +193,12 @@ def learn(loader: Any) -> Axes:
     try:
         dataset = _own(loader.dataset)
         indices = [0, min(1, len(dataset) - 1)]
-        # Fetched anew for each: collate functions may take samples apart.
-        small = _fetch(loader, dataset, indices)
-        larger = _fetch(loader, dataset, [*indices, 0])
+        if loader.batch_sampler is None:
+            small, larger = (loader.collate_fn(dataset[i]) for i in (indices, [*indices, 0]))
+        else:
+            samples = _samples(dataset, indices)
+            copied = copy.deepcopy([*samples, samples[0]])  # collating may take samples apart
+            small, larger = loader.collate_fn(samples), loader.collate_fn(copied)
         axes = learn_axes(small, 2, larger, 3)
         return axes if has_rows(axes) else None
     except Exception as error:  # whatever the user's dataset does when it is asked like this
@@ -212,11 +219,14 @@ def _first_index(loader: DataLoader[Any]) -> Any:
 
 
 def _fetch(loader: DataLoader[Any], dataset: Any, index: Any) -> Any:
-    if loader.batch_sampler is None:
-        return loader.collate_fn(dataset[index])
+    samples = dataset[index] if loader.batch_sampler is None else _samples(dataset, index)
+    return loader.collate_fn(samples)
+
+
+def _samples(dataset: Any, index: Any) -> Any:
     if getattr(dataset, "__getitems__", None):
-        return loader.collate_fn(dataset.__getitems__(index))
-    return loader.collate_fn([dataset[i] for i in index])
+        return dataset.__getitems__(index)
+    return [dataset[i] for i in index]
 
 
 def _own(dataset: Any) -> Any:

@@ -176,6 +176,53 @@ def test_the_next_batch_is_there_before_anyone_asks_for_it(pool):
     assert received == [12, 13, 14, 15]
 
 
+def many_rank(rank: int, world_size: int) -> Any:
+    """Six loaders feed each step; the owner takes all its batches before the other takes any."""
+    with connected() as transport:
+        feed = Feed(transport)
+        wrapped = [feed.wrap(loader(Large(40)) if rank == 0 else [], everything) for _ in range(6)]
+        batches = [each.begin_round() for each in wrapped]
+        seen = []
+        for step_number in range(6):
+            ahead = step_number > 1  # in its second step the owner sends the third one's too
+            if rank == 1 and ahead:
+                transport.barrier("the owner is a whole step ahead")
+            seen.append([next(each)["x"][:, 0].tolist() for each in batches])
+            if rank == 0 and ahead:
+                transport.barrier("the owner is a whole step ahead")
+        return seen
+
+
+class Large(Ids):
+    def __getitem__(self, i: int) -> Any:
+        return {"x": torch.full((9_000,), i)}  # a batch is larger than any buffer posted at first
+
+
+def test_the_owner_never_waits_for_ranks_that_are_a_step_behind(pool):
+    first, second = pool.run(many_rank, 2)
+    assert first == second == [[[4 * s + i for i in range(4)]] * 6 for s in range(6)]
+
+
+def session_rank(rank: int, world_size: int, orderly: bool) -> Any:
+    """Several runs over one connection, each leaves parcels behind that were sent ahead."""
+    with connected() as transport:
+        seen = []
+        for length in (20, 24, 28):
+            feed = Feed(transport)
+            wrapped = feed.wrap(loader(Large(length)) if rank == 0 else [], everything)
+            batches = wrapped.begin_round()
+            seen.append([next(batches)["x"][0, 0].item() for _ in range(4)])
+            seen.append(len(wrapped))
+            feed.close(orderly=orderly)
+        return seen
+
+
+@pytest.mark.parametrize("orderly", [False, True])
+def test_runs_over_one_connection_do_not_meet(pool, orderly):
+    first, second = pool.run(session_rank, 2, orderly)
+    assert first == second == [[0, 4, 8, 12], 5, [0, 4, 8, 12], 6, [0, 4, 8, 12], 7]
+
+
 def drawing_rank(rank: int, world_size: int) -> Any:
     with connected() as transport:
         feed = Feed(transport)
@@ -187,7 +234,7 @@ def drawing_rank(rank: int, world_size: int) -> Any:
 
 
 def test_a_loader_that_draws_in_this_process_is_not_loaded_ahead(pool):
-    assert pool.run(drawing_rank, 2) == [11 + 5, 0]  # and five to learn where its rows are
+    assert pool.run(drawing_rank, 2) == [11 + 2, 0]  # and two to learn where its rows are
 
 
 def broken_rank(rank: int, world_size: int, make: Any) -> Any:
@@ -340,7 +387,8 @@ def unlike_rank(rank: int, world_size: int, make: Any) -> Any:
     transport = connected()
     wrapped = Feed(transport, "every").wrap(make(rank), everything)
     got, error = until_error(wrapped.begin_round())
-    transport.abort("as the strategy does")
+    transport.barrier()
+    transport.close()
     return got, str(error)
 
 
