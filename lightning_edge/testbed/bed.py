@@ -90,6 +90,7 @@ class Testbed:
         env: Mapping[str, str] | None = None,
         printer: Printer | None = None,
         grace_s: float = 90.0,
+        free_start: bool = False,
     ) -> RunResult:
         """Run a command once on every device, as one rank each, and wait until all have ended.
 
@@ -104,6 +105,9 @@ class Testbed:
                 last lines are in the result).
             grace_s: Seconds that the others have to notice that a device has failed, before they
                 are stopped too.
+            free_start: Leave CPU quotas out until a device announces something in its step file
+                (`ready`, or its first training step), so that importing and setting up a framework
+                does not take minutes. What is announced late is measured too fast.
 
         Returns:
             What every device did; `check()` on it raises unless all ended well.
@@ -117,7 +121,7 @@ class Testbed:
             raise TestbedError("there is no command to run")
         found = tuple(Fault.parse(f) if isinstance(f, str) else f for f in faults)
         raise_all(check_faults(found, [d.name for d in self.pool.devices]), "the run")
-        settings = Settings(timeout_s, grace_s, found, dict(env or {}), printer)
+        settings = Settings(timeout_s, grace_s, found, dict(env or {}), printer, free_start)
         number, self._runs = self._runs, self._runs + 1
         run = Run(self._slot, self.pool, self._network, find_cgroups(), number, settings)
         return run.execute(command)

@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHAT",
         help="kill|freeze|thaw|slow|cut|restore:DEVICE[=VALUE]@12s or @step30; any number",
     )
+    run.add_argument(
+        "--free-start",
+        action="store_true",
+        help="no CPU quota until a device announces something, so that starting up is quick",
+    )
     run.add_argument("--timeout", type=float, metavar="S", help="stop everything after S seconds")
     run.add_argument(
         "--grace", type=float, default=90.0, metavar="S", help="wait S seconds after a failure (90)"
@@ -111,6 +116,7 @@ def _run(parsed: argparse.Namespace) -> int:
                     faults=parsed.fault,
                     printer=_Printer(bed.pool),
                     grace_s=parsed.grace,
+                    free_start=parsed.free_start,
                 )
         except KeyboardInterrupt:
             print("lightning-edge testbed: interrupted, all removed", file=sys.stderr)

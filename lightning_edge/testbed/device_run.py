@@ -31,9 +31,19 @@ class DeviceRun:
         rank: Which of them.
         cgroups: Where to make its group.
         run: How many runs there were before.
+        free_start: Leave its CPU quota out until it announces something.
     """
 
-    def __init__(self, slot: Slot, pool: Pool, rank: int, cgroups: Cgroups, run: int) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        pool: Pool,
+        rank: int,
+        cgroups: Cgroups,
+        run: int,
+        *,
+        free_start: bool = False,
+    ) -> None:
         self.device = device = pool.devices[rank]
         self._slot, self._pool, self._rank, self._run = slot, pool, rank, run
         self._folder = slot.folder / f"run{run}" / device.name
@@ -42,7 +52,8 @@ class DeviceRun:
         name = slot.group(f"{device.name}-{run}")
         self._group_folders = cgroups.folders(name)
         self.group = cgroups.create(name)
-        if device.cores is not None:
+        self._free = free_start
+        if device.cores is not None and not free_start:
             self.group.limit_cores(device.cores)
         if device.memory_bytes is not None:
             self.group.limit_memory(device.memory_bytes)
@@ -80,6 +91,13 @@ class DeviceRun:
             self._slot, self._pool, self._rank, self.group, command, {**own, **env}
         )
         return self._process
+
+    def listen(self) -> None:
+        """Read what it has announced; its quota begins with the first word."""
+        self.steps.update()
+        if self._free and self.steps.ready:
+            self._free = False
+            self.group.limit_cores(self.device.cores)
 
     def poll(self, time_s: float) -> bool:
         """Return whether its process has ended; `time_s` is the time since the start."""

@@ -62,6 +62,8 @@ def environment(
         "OMP_NUM_THREADS": str(device.threads),
         "CUDA_VISIBLE_DEVICES": "",  # its use could not be limited
         "PYTHONUNBUFFERED": "1",  # lines appear when they are printed
+        # `python` is the one that runs the testbed, although sudo has its own list of programs
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),
         "LIGHTNING_EDGE_TESTBED": str(slot.number),
         "LIGHTNING_EDGE_DEVICE": device.name,
         **{name: str(path) for name, path in files.items()},

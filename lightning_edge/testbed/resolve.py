@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_edge.errors import TestbedError
 from lightning_edge.testbed.boards import Board, find_board
@@ -159,6 +159,9 @@ def _device(
         memory = board.memory_bytes if memory is None else memory
         power = board.curve if power is None else power
         link_mbit = board.link_mbit if link_mbit is None and spec.trace is None else link_mbit
+    if power is not None:
+        # Everything takes longer, so watts add up to more; bytes cost as much more, to keep step.
+        power = replace(power, joules_per_byte=power.joules_per_byte * slowdown)
     return Device(
         name=name,
         board=None if board is None else board.title,
@@ -215,8 +218,12 @@ def _notes(
             )
     if any(device.power for device in devices):
         notes.append("watts and joules are emulated from CPU time and bytes, not measured")
-    for device, board in zip(devices, boards, strict=True):
-        if board is not None and board.quality != "measured" and device.power is board.curve:
+        if slowdown is not None and slowdown > 1.05:
+            notes.append(
+                f"joules are {slowdown:.2f} times those of the boards, as all takes so much longer"
+            )
+    for spec, device, board in zip(pool.devices, devices, boards, strict=True):
+        if board is not None and board.quality != "measured" and spec.power is None:
             notes.append(f"{device.name}'s watts are {board.curve.source}")
         if device.memory_bytes is not None and device.memory_bytes > machine.memory_bytes:
             notes.append(

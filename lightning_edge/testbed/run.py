@@ -35,6 +35,7 @@ class Settings:
         faults: What happens to the devices meanwhile.
         env: Further environment variables for all devices.
         printer: Called with a device's name and each line it prints.
+        free_start: Leave CPU quotas out until a device announces something in its step file.
     """
 
     timeout_s: float | None = None
@@ -42,6 +43,7 @@ class Settings:
     faults: tuple[Fault, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     printer: Printer | None = None
+    free_start: bool = False
 
 
 class Run:
@@ -67,7 +69,10 @@ class Run:
     ) -> None:
         self._pool, self._settings = pool, settings
         ranks = range(len(pool.devices))
-        self._devices = [DeviceRun(slot, pool, rank, cgroups, number) for rank in ranks]
+        self._devices = [
+            DeviceRun(slot, pool, rank, cgroups, number, free_start=settings.free_start)
+            for rank in ranks
+        ]
         self._controls = Controls(pool, network, [device.group for device in self._devices])
         self._timeline = Timeline(settings.faults, self._carry_out)
         probes = [device.probe for device in self._devices]
@@ -112,7 +117,7 @@ class Run:
         while not self._all_ended():
             time_s = self._now_s()
             for device in self._devices:
-                device.steps.update()
+                device.listen()
             self._timeline.advance(time_s, self._last_step)
             self._controls.follow_traces(time_s)
             if timeout_s is not None and time_s > timeout_s:

@@ -17,7 +17,7 @@ __all__: list[str] = []
 
 def pool_table(pool: Pool) -> Table:
     """Return one row per device: what it is allowed."""
-    table = _table("device", "board", right=("CPU", "memory", "link", "W (emul.)"))
+    table = _table("device", "board", right=("CPU", "memory", "link", "W emul."))
     for device in pool.devices:
         table.add_row(
             device.name,
@@ -32,7 +32,7 @@ def pool_table(pool: Pool) -> Table:
 
 def result_table(result: RunResult) -> Table:
     """Return one row per device: what it did."""
-    right = ("s", "CPU s", "sent MB", "recv. MB", "peak MB", "J (emul.)", "step s")
+    right = ("s", "CPU s", "sent MB", "recv MB", "peak MB", "J emul.", "step s")
     table = _table("device", "outcome", right=right)
     for name, device in result.devices.items():
         table.add_row(
@@ -66,7 +66,9 @@ def boards_table(boards: Sequence[Board]) -> Table:
 
 
 def _table(*left: str, right: Sequence[str]) -> Table:
-    table = Table(*left, box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    for heading in left:
+        table.add_column(heading, no_wrap=True)
     for heading in right:
         table.add_column(heading, justify="right")
     return table

@@ -1,4 +1,4 @@
-"""Training steps, as the processes announce them: one line each in a file of the device."""
+"""What a device's processes announce in a file: `ready`, then one line per training step."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ __all__: list[str] = []
 class Steps:
     """Follows a file of lines `<steps finished> [<time.monotonic() seconds>]`.
 
+    Any other line, such as `ready`, only says that the device has come that far.
+
     Args:
         path: The file; made empty.
     """
@@ -19,6 +21,8 @@ class Steps:
         self.path = path
         path.write_text("")
         self._read_bytes = 0
+        #: Whether there was any line.
+        self.ready = False
         #: The last step announced; -1 before the first.
         self.last = -1
         self.count = 0
@@ -33,6 +37,7 @@ class Steps:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
+        self.ready = self.ready or bool(whole)
         for line in whole.splitlines():
             fields = line.split()
             try:
@@ -40,7 +45,7 @@ class Steps:
                 if len(fields) > 1:
                     self._times_s.append(float(fields[1]))
             except (ValueError, IndexError):
-                continue  # not ours
+                continue  # `ready`
             self.count += 1
 
     @property

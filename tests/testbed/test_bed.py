@@ -135,7 +135,7 @@ def test_nothing_is_left_of_a_testbed_that_broke_off(slots):
 
 
 @ROOT_ONLY
-def test_what_cannot_be_done_is_refused_in_words():
+def test_commands_are_found_and_what_cannot_be_done_is_refused_in_words():
     with pytest.raises(TestbedError, match="use it as `with Testbed"):
         Testbed([DeviceSpec()]).run(["true"])
     with Testbed([DeviceSpec("pi")]) as bed:
@@ -145,6 +145,8 @@ def test_what_cannot_be_done_is_refused_in_words():
             bed.run(["true"], faults=["kill:orin@1s"])
         with pytest.raises(TestbedError, match="already built"), bed:
             pass
+        own = ["python", "-c", "import sys; print(sys.executable)"]
+        assert bed.run(own, timeout_s=20).devices["pi"].lines == (sys.executable,)
         result = bed.run(["no-such-program"], timeout_s=20)
         assert result.devices["pi"].outcome == "failed"
         with pytest.raises(TestbedError, match="cannot run 'no-such-program': .*No such file"):

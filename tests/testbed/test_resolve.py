@@ -52,9 +52,23 @@ def test_what_is_given_wins_over_the_board():
     assert found.slowdown is None
 
 
+def test_joules_are_as_much_larger_as_time_is_longer():
+    found = resolve(pool("orin-nano:15W", "pi5", "cpu=1%,power=1W-2W"), SMALL)
+    for device, curve in zip(
+        found.devices, [find_board("orin-nano").curve, find_board("pi5").curve, None], strict=True
+    ):
+        curve = curve or PowerCurve(1.0, 2.0)
+        a_second_of_the_board_j = curve.joules(0.5, 1.0, 1e6)
+        here_j = device.power.joules(0.5, found.slowdown, 1e6)
+        assert here_j == pytest.approx(found.slowdown * a_second_of_the_board_j)
+    assert any("joules are 4.73 times those of the boards" in note for note in found.notes)
+
+
 def test_the_board_fills_what_is_not_given():
     board = find_board("pi5")
-    device = resolve(pool("pi5"), SMALL).devices[0]
+    found = resolve(pool("pi5"), SMALL)
+    assert found.slowdown == 1.0
+    device = found.devices[0]
     assert (device.name, device.board) == ("pi5", "pi5")
     assert (device.memory_bytes, device.link_mbit) == (board.memory_bytes, board.link_mbit)
     assert device.power == board.curve

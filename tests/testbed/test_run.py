@@ -66,6 +66,28 @@ def test_a_slowed_device_gets_less_and_a_restored_one_all_again():
     assert back.devices["a"].cpu_s > 1.5 * allowed_s
 
 
+def test_a_free_start_lasts_until_a_device_is_ready():
+    program = """
+import os, time
+def burn():
+    end, used = time.monotonic() + 1, time.process_time()
+    while time.monotonic() < end: pass
+    return time.process_time() - used
+free = burn()
+if os.environ["RANK"] == "0":
+    print("ready", file=open(os.environ["LIGHTNING_EDGE_STEP_FILE"], "a"))
+time.sleep(0.1)
+print(free, burn())
+"""
+    with Testbed([DeviceSpec("a", cpu=0.05), DeviceSpec("b", cpu=0.05)]) as bed:
+        result = bed.run([sys.executable, "-c", program], free_start=True, timeout_s=50).check()
+    (free_s, ready_s), (_, never_ready_s) = (
+        [float(word) for word in device.lines[-1].split()] for device in result.devices.values()
+    )
+    assert ready_s < 0.06 * 1.1 < free_s
+    assert never_ready_s > 0.06 * 1.1
+
+
 CHATTER = """\
 import os, socket, sys, time
 rank = os.environ["RANK"]

@@ -26,6 +26,15 @@ def test_times_may_be_left_out_and_nonsense_is_not_counted(tmp_path):
     assert (steps.last, steps.count, steps.median_s) == (7, 2, None)
 
 
+def test_any_line_says_that_a_device_is_ready(tmp_path):
+    steps = Steps(tmp_path / "steps")
+    append(steps, "rea")
+    assert not steps.ready
+    append(steps, "dy\n")
+    assert steps.ready
+    assert (steps.last, steps.count) == (-1, 0)
+
+
 def test_an_old_file_is_emptied(tmp_path):
     (tmp_path / "steps").write_text("99 1.0\n")
     steps = Steps(tmp_path / "steps")
