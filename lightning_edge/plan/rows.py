@@ -83,8 +83,7 @@ def whole_rows(shares: Sequence[float], rows: int) -> list[int]:
     # The guard keeps 0.1 + 0.2 worth of rounding from pushing a whole number just below itself.
     whole = [int(number + 1e-9) for number in due]
     by_remainder = sorted(range(len(due)), key=lambda i: round(whole[i] - due[i], 9))
-    missing = rows - sum(whole)
-    for i in [i for i in by_remainder if shares[i] > 0][:missing]:
+    for i in by_remainder[: rows - sum(whole)]:
         whole[i] += 1
     return whole
 

@@ -59,12 +59,11 @@ def count(path: Path, value: object, what: str) -> int | None | Problem:
     number = _whole(value)
     if number is not None and 1 <= number <= MOST_MICRO_BATCHES:
         return number
-    limits = "from 1" if number is None else f"from 1 to {MOST_MICRO_BATCHES}"
     hint = did_you_mean(value, ["auto"])
     if isinstance(value, str):
         hint = hint or _as_number(value)
-    text = f'{what} is a whole number {limits}, or "auto"; found {shown(value)}{hint}'
-    return Problem(path, text)
+    limits = f'a whole number from 1 to {MOST_MICRO_BATCHES} or "auto"'
+    return Problem(path, f"{what} is {limits}, found {shown(value)}{hint}")
 
 
 def parallelism(path: Path, value: object) -> str | Problem:
