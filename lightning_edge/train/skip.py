@@ -29,7 +29,9 @@ class Skipper:
         module: The whole module, with placeholders in place.
         probe: Of its training step.
         entry: The module the stage begins with.
-        in_prefix: Whether a step is running and has not come to this stage yet.
+        in_prefix: Whether a step is running and has not come to this stage yet, or activation
+            checkpointing runs the prefix again: results lead nowhere, so that no gradient of a
+            placeholder comes to a tied weight that the prefix uses as well.
     """
 
     def __init__(
@@ -57,8 +59,8 @@ class Skipper:
                 return result  # gave something real before: has to run each time
             if len(kept) >= _KEPT:
                 kept.pop(next(iter(kept)))
-            kept[key] = _keep(result)
-            return result
+            plain = kept[key] = _keep(result)
+            return result if plain is None else tree_unflatten(plain[0], plain[1])
 
         child.__dict__["forward"] = skipping
         self._wrapped.append(child)

@@ -232,7 +232,8 @@ class Stage:
 
     def _in_prefix(self) -> bool:
         active = self.replay.active
-        return active is not None and not active.entered
+        # in backward only activation checkpointing calls a module that is in front of the stage
+        return active is not None and (active.backward or not active.entered)
 
     def _seed_draws(self, probe: Probe) -> None:
         if probe.draws <= self._drawing:
