@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,8 +208,16 @@ def totals(windows: int, random: np.random.Generator) -> None:
                     }
                     for method, joules in found.items():
                         errors[method].append(100 * abs(joules / truth_j - 1))
-                cells += [f"{np.mean(e):.2g} ({np.percentile(e, 95):.2g})" for e in errors.values()]
+                cells += [
+                    f"{percent(np.mean(e))} ({percent(np.percentile(e, 95))})"
+                    for e in errors.values()
+                ]
             print(f"| {name} | {sensor.name} | {' | '.join(cells)} |")
+
+
+def percent(value: np.floating[Any]) -> str:
+    """Two digits, and nothing smaller than 0.01."""
+    return "<0.01" if value < 0.01 else f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 @dataclass(frozen=True)
@@ -296,7 +304,7 @@ def phases(repeats: int, random: np.random.Generator) -> None:
                         relative = [100 * abs(joules[p] / truth_j[p] - 1) for p in SHARES]
                         errors[name].append(relative)
             cells = [
-                " / ".join(f"{value:.2g}" for value in np.mean(errors[name], axis=0))
+                " / ".join(percent(value) for value in np.mean(errors[name], axis=0))
                 if errors[name]
                 else "-"
                 for name in ("ours", "zeus", "codecarbon")

@@ -27,14 +27,14 @@ from typing import Any
 import lightning as L
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_edge.callbacks.energy_logger import EnergyLogger
 from lightning_edge.callbacks.run_account import host_of
 from lightning_edge.energy import EnergyMeter, doctor
 
 ACCURACY, OVERHEAD = 0.01, 0.005
-WIDTH, DEPTH, ROWS = 2048, 12, 512
+WIDTH, DEPTH, ROWS = 4096, 12, 4096
 
 
 class Training(L.LightningModule):
@@ -46,7 +46,8 @@ class Training(L.LightningModule):
         self.net = nn.Sequential(*layers)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return self.net(batch[0]).square().mean()
+        loss: torch.Tensor = self.net(batch[0]).square().mean()
+        return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
@@ -104,8 +105,8 @@ class StepTimes(L.Callback):
 
 
 def fit(callbacks: list[L.Callback], folder: Path, max_steps: int = -1) -> None:
-    rows = torch.randn(8 * ROWS, WIDTH)
-    loader = DataLoader(TensorDataset(rows), batch_size=ROWS, pin_memory=True)
+    batches = [[torch.randn(ROWS, WIDTH).pin_memory()] for _ in range(8)]
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type, var-annotated]
     trainer = L.Trainer(
         accelerator="gpu",
         devices=1,

@@ -89,7 +89,7 @@ def text(found: dict[str, Any], width: int) -> str:
         mode = found["power_mode"] or "unknown"
         lines.append(f"power mode {mode} of {', '.join(found['power_modes'])}\n")
     lines += [f"note: {note}\n" for note in report.notes]
-    return "".join(lines) + found["verdict"] + "\n"
+    return "".join(lines) + str(found["verdict"]) + "\n"
 
 
 def domains_table(report: EnergyReport, width: int) -> str:

@@ -68,8 +68,10 @@ class PowerSource(Protocol):
     kind: ClassVar[str]
     """Short name, by which users ask for the source."""
 
-    domains: Sequence[Domain]
-    """The domains that `read` may return."""
+    @property
+    def domains(self) -> Sequence[Domain]:
+        """The domains that `read` may return; an attribute will do."""
+        ...
 
     @classmethod
     def probe(cls, host: HostEnv) -> PowerSource:

@@ -169,7 +169,8 @@ class Trace:
         found = []
         first = bisect_left(self._t, start_s)
         last = bisect_right(self._t, stop_s)
-        moved_s, moved_j = None, 0.0
+        moved_s: float | None = None
+        moved_j = 0.0
         for i in range(max(first, 1), last):
             if self._c[i] <= self._c[i - 1]:
                 moved_s = None
