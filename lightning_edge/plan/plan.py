@@ -57,7 +57,8 @@ class Stage:
             add up to 1. A list means equal shares. The order is the order of the rows.
         start: Name of the sub-module at which the stage begins; `None` for the first stage only.
         parallelism: How the devices work together: "data", "tensor" or "sequence".
-        in_flight: Most micro-batches kept between forward and backward, or "auto".
+        in_flight: Most micro-batches kept between forward and backward, or "auto". Any number from
+            1 runs, as long as it is not greater than that of the stage before.
 
     Nothing is checked before the stage is part of a `Plan`, which then reports every problem.
     """
