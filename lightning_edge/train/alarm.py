@@ -94,12 +94,13 @@ class Alarm:
             mesh.send(note, (mesh.rank - 1) % mesh.size, _WATCH_TAG).wait(timeout)
 
     def end(self, patience_s: float) -> None:
-        """Cut all connections, if the watcher has not ended by the successor's farewell."""
+        """Wait for the successor's farewell, and close all connections."""
         self._closing = True
-        if self._watcher is not None and self._watcher is not threading.current_thread():
+        if self._watcher is not None:
             self._watcher.join(patience_s)
             self._cut()
-            self._watcher.join(LOOK_S)
+            self._watcher.join(2 * LOOK_S)
+        self._meshes.clear()
 
     def wait(self, work: Waitable, timeout: timedelta, peers: Sequence[int], what: str) -> None:
         """Wait for work of ours, or raise what became of it.

@@ -215,9 +215,13 @@ class Inbox:
     def _post(self, capacity: int, tag: int) -> tuple[Work, Tensor]:
         try:
             data = self._buffers.get(capacity)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            sender = self._alarm.names[self._peer]
+            raise TransportError(
+                f"no memory for a message of {capacity} bytes from {sender}: {error}"
+            ) from None
+        try:
             return self._mesh.receive(data, self._peer, tag), data
-        except RuntimeError as error:
-            if "alloc" in str(error):
-                raise TransportError(f"no memory for a message of {capacity} bytes") from error
+        except RuntimeError:
             reason = self._alarm.broken([self._peer], "posting a receive")
         raise reason

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Reducer", "Reduction"]
 
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.complex64, torch.complex128),
+    *(torch.int64, torch.int32, torch.int8, torch.uint8),
+)
+
 
 def sleep_until(sent_ns: int, delay_s: float) -> None:
     """Sleep until ``delay_s`` after ``sent_ns`` of the monotonic clock, which a machine shares."""
@@ -92,7 +98,12 @@ class Reducer:
         members = tuple(sorted(set(ranks)))
         if self._rank not in members:
             raise TransportError(f"rank {self._rank} cannot take part in a reduction of {members}")
-        if len(members) == 1:
+        if not flat.is_contiguous() or flat.dtype not in _DTYPES:
+            raise TransportError(
+                f"cannot sum a tensor of dtype {flat.dtype}, shape {tuple(flat.shape)} and strides"
+                f" {flat.stride()}: it must be contiguous, of a floating, complex or integer dtype"
+            )
+        if len(members) == 1 or not flat.numel():
             return Reduction(lambda timeout: None)
         self._alarm.check()
         counters.reductions += 1
@@ -101,7 +112,8 @@ class Reducer:
         mesh = self._group(members)  # waits for the others once
         counters.reduce_wait_s += time.perf_counter() - start_s
         last_start = torch.tensor([time.monotonic_ns()])
-        on_host, ready = self._staging.to_host(flat)  # the same tensor if it is there already
+        real = torch.view_as_real(flat) if flat.is_complex() else flat
+        on_host, ready = self._staging.to_host(real)  # the same tensor if it is there already
 
         def begin() -> list[Waitable]:
             clock = [mesh.all_reduce(last_start, largest=True)] if self._latency_s else []
@@ -125,8 +137,8 @@ class Reducer:
                 steps = 2 * (len(members) - 1)  # of a ring: reduce-scatter, then all-gather
                 sleep_until(int(last_start), steps * self._latency_s)
             counters.reduce_wait_s += time.perf_counter() - start_s
-            if on_host is not flat:
-                flat.copy_(on_host, non_blocking=True)
+            if on_host is not real:
+                real.copy_(on_host, non_blocking=True)
 
         return Reduction(finish)
 

@@ -51,6 +51,7 @@ class Transport:
 
     A (peer, channel, direction) is a stream whose messages arrive in order; one thread at a time
     may use it. Every wait ends after ``timeout`` and the error names who and what was waited for.
+    Such an error is final: it ends the transport on all devices.
 
     Args:
         store: Where the devices find each other (`train.rendezvous.connect`).
@@ -102,12 +103,22 @@ class Transport:
         if world_size > 1:
             place = f"all devices (wire format {VERSION})"
             meet(self._store, place, rank, range(world_size), self.names, timeout)
-            self._mesh = Mesh(self._store, "messages", rank, world_size, timeout)
+            self._mesh = self._connect()
             self._alarm.guard(self._mesh)
             self._alarm.watch(self._mesh)
             for peer in self.peers:
                 self.open(peer, Channel.CONTROL, CONTROL_WINDOW)
             atexit.register(self._at_exit)
+
+    def _connect(self) -> Mesh:
+        try:
+            return Mesh(self._store, "messages", self.rank, self.world_size, self.timeout)
+        except RuntimeError as error:
+            raise TransportError(
+                f"{self.names[self.rank]} found the others but cannot connect to them ({error})."
+                " Set GLOO_SOCKET_IFNAME on each device to its network interface in their common"
+                " network (`ip -brief address` lists them), and let the firewall pass their ports"
+            ) from None
 
     @property
     def peers(self) -> tuple[int, ...]:
@@ -269,29 +280,25 @@ class Transport:
         mesh, self._mesh = self._mesh, None
         if mesh is None:
             return
-        atexit.unregister(self._at_exit)
-        patience = min(self.timeout, timedelta(seconds=CLOSING_S))
+        patience, patience_s = min(self.timeout, timedelta(seconds=CLOSING_S)), 0.0
         try:
             self.flush()
             self.barrier("the end", timeout=patience)
             self._alarm.farewell(mesh, patience)
+            patience_s = patience.total_seconds()  # for the others' farewells
         except EdgeError as error:
             log.warning("%s ended without the others: %s", self.names[self.rank], error)
-        self._courier.close(patience.total_seconds())
-        self._alarm.end(patience.total_seconds())
-        self._drop()
+        finally:
+            self._drop(patience_s)
 
     def abort(self, reason: str | BaseException) -> None:
         """End at once, and end everybody's waiting with this device's reason."""
         if self._mesh is None:
             return
         self._mesh = None
-        atexit.unregister(self._at_exit)
         text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self._alarm.publish(text)
-        self._alarm.end(0.0)
-        self._courier.close(1.0)
-        self._drop()
+        self._drop(0.0)
 
     def __enter__(self) -> Transport:
         return self
@@ -309,7 +316,10 @@ class Transport:
         error = getattr(sys, "last_value", None)
         self.abort(error or "its process ended without closing the transport")
 
-    def _drop(self) -> None:
+    def _drop(self, patience_s: float) -> None:
+        atexit.unregister(self._at_exit)
+        self._alarm.end(patience_s)
+        self._courier.close(CLOSING_S)
         self._outboxes.clear()
         self._inboxes.clear()
         self._reducer.clear()

@@ -192,10 +192,14 @@ def test_a_receiver_killed_during_a_large_message_is_noticed(pool):
 
 # ---- the end of the interpreter ----
 
+OTHERS = ("abort", "nothing")
 SCRIPT = """
-import sys
+import sys, types
+package = sys.modules["lightning_edge"] = types.ModuleType("lightning_edge")
+package.__path__ = ["lightning_edge"]  # importing Lightning would take most of the time
 from datetime import timedelta
 import torch
+from lightning_edge.train.rendezvous import connect
 from lightning_edge.train.transport import Channel, Message, Transport
 
 store, rank, world_size = connect(timedelta(seconds=20))
@@ -223,7 +227,9 @@ if ending in ("raise", "abort"):
 """
 
 
-@pytest.mark.parametrize("ending", ["close", "abort", "raise", "nothing"])
+@pytest.mark.parametrize(
+    "ending", ["close", "raise", *(pytest.param(e, marks=pytest.mark.slow) for e in OTHERS)]
+)
 def test_the_interpreter_ends_cleanly(ending):
     port, processes = str(free_port()), []
     for rank in range(2):

@@ -1,5 +1,7 @@
 """The transport between real processes: exact values, order, posting ahead, nothing that grows."""
 
+import logging
+import threading
 import time
 from datetime import timedelta
 
@@ -222,12 +224,16 @@ def reduce_everywhere(rank, world_size):
             reduction.wait()
             reduction.wait()
             assert torch.equal(flat, expected)
-        for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.int64):
+        for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.complex64):
             flat = torch.full((3,), rank + 1, dtype=dtype)
             transport.all_reduce(range(world_size), flat).wait()
             assert flat.tolist() == [6, 6, 6]
         with pytest.raises(TransportError, match="cannot take part"):
             transport.all_reduce([r for r in range(world_size) if r != rank], torch.ones(1))
+        for tensor in (torch.ones(4, 4).t()[:2], torch.ones(3, dtype=torch.bool)):
+            with pytest.raises(TransportError, match="cannot sum a tensor of dtype"):
+                transport.all_reduce(range(world_size), tensor)
+        transport.all_reduce(range(world_size), torch.empty(0)).wait()
         assert transport.counters.reductions > 0
         large = torch.randn(300_000, generator=torch.Generator().manual_seed(rank))
         transport.all_reduce(range(world_size), large).wait()
@@ -347,9 +353,14 @@ def test_latency_can_be_added(pool):
 # ---- life ----
 
 
-def connect_twice(rank, world_size):
+def connect_again_and_again(rank, world_size, times):
+    warnings = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = warnings.append
+    logging.getLogger("lightning_edge").addHandler(handler)
     store, _, _ = connect(timedelta(seconds=20))
-    for index in range(2):
+    sockets = []
+    for index in range(times):
         with Transport(store, rank, world_size, timeout=timedelta(seconds=20)) as transport:
             assert transport.broadcast(index) == index
             flat = torch.ones(1)
@@ -359,10 +370,16 @@ def connect_twice(rank, world_size):
         transport.abort("likewise")
         with pytest.raises(TransportError, match="no open CONTROL stream"):
             transport.barrier("over")
+        assert not [t.name for t in threading.enumerate() if t.name.startswith("edge-")]
+        sockets.append(len(psutil.Process().net_connections()))
+    logging.getLogger("lightning_edge").removeHandler(handler)
+    assert not warnings, warnings[0].getMessage()
+    return sockets
 
 
 def test_transports_may_follow_each_other_on_one_store(pool):
-    pool.run(connect_twice, 3)
+    for sockets in pool.run(connect_again_and_again, 3, 8):
+        assert min(sockets[4:]) <= max(sockets[:2])  # each transport has four of its own
 
 
 def test_one_device_needs_nobody():
