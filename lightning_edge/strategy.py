@@ -280,12 +280,12 @@ class EdgeCollabStrategy(ParallelStrategy):
     @override
     def on_validation_start(self) -> None:
         assert self._parts is not None
-        self._parts.stage.average_buffers()
+        self._parts.stage.synchronise()
 
     @override
     def on_train_end(self) -> None:
         assert self._parts is not None
-        self._parts.stage.average_buffers()
+        self._parts.stage.synchronise()
         self._report = self._parts.report()
 
     # collectives

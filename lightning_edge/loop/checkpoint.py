@@ -56,7 +56,7 @@ def save(
         CheckpointError: On every rank when something is missing or rank 0 cannot write.
     """
     transport = stage.transport
-    stage.average_buffers()
+    stage.synchronise()
     elsewhere = stage.buffers_elsewhere()
 
     def better_elsewhere(path: Path) -> bool:

@@ -36,4 +36,5 @@ def reduce_tensors(parts: Sequence[Tensor], operation: Any) -> Tensor:
     if name not in _OPERATIONS:
         known = ", ".join(_OPERATIONS)
         raise UnsupportedError(f"reduce_op={operation!r} is not one of {known}")
-    return _OPERATIONS[name](torch.stack(list(parts)))
+    reduced: Tensor = _OPERATIONS[name](torch.stack(list(parts)))
+    return reduced

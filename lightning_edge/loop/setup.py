@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from lightning_edge.errors import SplitError, UnsupportedError
 from lightning_edge.loop import agreement, clip
@@ -33,7 +33,7 @@ from lightning_edge.replicate.randomness import kept
 from lightning_edge.replicate.split import cuts, parameters_in_front
 from lightning_edge.report import DeviceReport, Report, peak_memory_bytes
 from lightning_edge.train.microbatch import RowsTree, cut, whole_rows
-from lightning_edge.train.phases import probe_batch
+from lightning_edge.train.phases import probe_batch, trailing_arguments
 from lightning_edge.train.rendezvous import connect
 from lightning_edge.train.stage import Stage
 from lightning_edge.train.transport import Transport
@@ -183,9 +183,7 @@ def _arguments(step: Callable[..., Any]) -> tuple[int, ...]:
             "training_step(dataloader_iter) takes its batches itself; edge_collab has to cut them. "
             "Use training_step(batch, batch_idx)"
         )
-    parameters = list(inspect.signature(step).parameters.values())
-    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    return (0,) * (max(len(needed), min(len(parameters), 2)) - 1)
+    return trailing_arguments(step)
 
 
 def _plan(
@@ -211,8 +209,8 @@ def _plan(
     starts = [stage.start for stage in plan.stages if stage.start is not None]
     if probe.failure is not None and not {c.name for c in legal}.issuperset(starts):
         raise SplitError(
-            f"the step did not get as far as {starts[-1]!r} on a trial without data, so it cannot be "
-            f"cut there: {probe.failure}"
+            f"the step did not get as far as {starts[-1]!r} on a trial without data, so it "
+            f"cannot be cut there: {probe.failure}"
         )
     plan.check([c.name for c in legal], len(names))
     return plan, reasons

@@ -200,11 +200,11 @@ class _Watch(TorchFunctionMode):
         return out
 
 
-class _Draws(TorchDispatchMode):
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down which module draws random numbers."""
 
     def __init__(self, trace: _Trace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._trace = trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -227,7 +227,7 @@ def _draws_nothing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _hooks(module: nn.Module, trace: _Trace) -> Iterator[Any]:
     def before(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             trace.calls.append((name, _tensor_leaves((args, kwargs))))
             trace.stack.append(name)
             for _, leaf in trace.calls[-1][1]:

@@ -50,7 +50,8 @@ def seed_all(seed: int) -> None:
 
 def torch_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The states of torch's CPU stream and, where CUDA is in use, of each device's."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if in_use else []
     return torch.get_rng_state(), cuda
 
 

@@ -138,15 +138,15 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
                 value = values[0]
                 used_in = next(where for used, where in value.uses if used >= once[start].position)
                 problems.append(
-                    f"start: {start!r} cannot begin a stage: a value computed in {value.made_in or 'the step'!r} is used "
-                    f"behind it in {used_in or 'the step'!r} without being one of its arguments "
-                    f"(a long skip connection?){hint}"
+                    f"start: {start!r} cannot begin a stage: a value computed in "
+                    f"{value.made_in or 'the step'!r} is used behind it in "
+                    f"{used_in or 'the step'!r} without being one of its arguments (a long skip "
+                    f"connection?){hint}"
                 )
             else:
                 problems.append(
                     f"start: {start!r} is given no tensor that depends on a parameter: nothing "
-                    f"in front of it is worth "
-                    f"a stage{hint}"
+                    f"in front of it is worth a stage{hint}"
                 )
     positions = [once[start].position for start in starts if start in once]
     if positions != sorted(positions):

@@ -49,7 +49,8 @@ class Exchange(Protocol):
 def checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
     flat = tensor.detach().contiguous().cpu().reshape(-1)
-    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy())) if flat.numel() else 0
+    content: Any = flat.view(torch.uint8).numpy()
+    return zlib.crc32(content) if flat.numel() else 0
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -89,6 +90,44 @@ def spread_initial(
             elif exchange.rank == rank:
                 tensors[name].copy_(exchange.receive_tensor(0))
     return sent
+
+
+@torch.no_grad()
+def hold_together(
+    module: nn.Module, holders: Mapping[str, tuple[int, ...]], exchange: Exchange
+) -> tuple[str, ...]:
+    """Give all holders of a parameter its first holder's value where they have come to differ.
+
+    Every holder runs the optimizer by itself on equal gradients; unlike processors may round
+    differently. Collective.
+
+    Args:
+        module: With placeholders.
+        holders: By name the ranks that hold it.
+        exchange: Connects the ranks.
+
+    Returns:
+        The names that differed, on every rank.
+    """
+    shared = {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if len(holders[name]) > 1 and exchange.rank in holders[name]
+    }
+    sums = exchange.all_gather({name: checksum(tensor) for name, tensor in shared.items()})
+    differing = sorted(
+        name
+        for name in {name for part in sums for name in part}
+        if len({part[name] for part in sums if name in part}) > 1
+    )
+    for name in differing:
+        first, *others = holders[name]
+        for rank in others:
+            if exchange.rank == first:
+                exchange.send_tensor(rank, shared[name].detach())
+            elif exchange.rank == rank:
+                shared[name].copy_(exchange.receive_tensor(first))
+    return tuple(differing)
 
 
 @torch.no_grad()

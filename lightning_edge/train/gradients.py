@@ -55,7 +55,7 @@ class _Bucket:
             sizes = [parameter.numel() for parameter in self.parameters]
             first = self.parameters[0]
             self.flat = torch.zeros(sum(sizes) + len(sizes), dtype=first.dtype, device=first.device)
-            pieces = self.flat[: sum(sizes)].split(sizes)
+            pieces = torch.split(self.flat[: sum(sizes)], sizes)
             self.views = [
                 piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)
             ]
@@ -94,7 +94,10 @@ class Gradients:
         self._place = {
             id(p): (bucket, i) for bucket in self._buckets for i, p in enumerate(bucket.parameters)
         }
-        self._hooks = [p.register_post_accumulate_grad_hook(self._ready) for p in shared.values()]
+        self._hooks: list[Any] = [
+            p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+            for p in shared.values()
+        ]
         self._armed = False
         self._earlier: dict[int, Tensor] = {}
         self._parked: dict[int, Tensor] = {}

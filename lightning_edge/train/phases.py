@@ -7,8 +7,9 @@ own rows; shapes may change from batch to batch without a new probe.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from lightning_edge.errors import SplitError
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Probe, probe_step
-from lightning_edge.replicate.split import check_starts, crossing, owners, reused
+from lightning_edge.replicate.split import Cut, check_starts, crossing, cuts, owners, reused
 from lightning_edge.train.job import Batch
-from lightning_edge.train.microbatch import batch_leaves
+from lightning_edge.train.microbatch import batch_leaves, batch_rows, take_rows
 from lightning_edge.train.replay import Phase
 
 __all__: list[str] = []
@@ -36,6 +37,44 @@ def probe_batch(
     """Probe a step on the first of a batch's `rows` rows, given by `cut` (repeated if too few)."""
     small, larger = (cut([(i % rows, i % rows + 1) for i in range(n)]) for n in PROBE_ROWS)
     return probe_step(module, step, (small, larger), PROBE_ROWS, context)
+
+
+def find_cuts(module: nn.Module, batch: Any, *, step: str = "training_step") -> tuple[Cut, ...]:
+    """The modules at which a stage of a plan may begin, in the order they run.
+
+    Args:
+        module: A LightningModule, or any module with a step; it is left as it was.
+        batch: As its DataLoader yields it.
+        step: Name of the step; called with the batch, and 0 for what else it asks for.
+
+    Returns:
+        Each with its name, the tensors that cross there, and the parameters up to the next cut.
+
+    Raises:
+        SplitError: When the step cannot be run on placeholders.
+    """
+    call = getattr(module, step)
+    rest = trailing_arguments(call)
+    row_dims = getattr(module, "edge_row_dims", None)
+    rows = batch_rows(batch, row_dims=row_dims)
+    probe = probe_batch(
+        module,
+        lambda part: call(part, *rest),
+        lambda parts: take_rows(batch, rows, parts, row_dims=row_dims),
+        rows,
+        nullcontext,
+    )
+    found = cuts(probe, module)
+    if not found and probe.failure is not None:
+        raise SplitError(f"{step} cannot be tried without data: {probe.failure}")
+    return found
+
+
+def trailing_arguments(step: Callable[..., Any]) -> tuple[int, ...]:
+    """What is passed behind the batch in a trial: zeros for batch_idx and what else it needs."""
+    parameters = list(inspect.signature(step).parameters.values())
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    return (0,) * (max(len(needed), min(len(parameters), 2)) - 1)
 
 
 def structure(module: nn.Module, kind: str, batch: Any) -> Any:

@@ -270,21 +270,18 @@ class Replay:
         if micro_batch.outputs is None and self.exit is not None:
             raise SplitError(
                 f"the step ended without calling {self.exit!r}, where the next stage begins; "
-                f"every step has to come by "
-                f"each cut once"
+                f"every step has to come by each cut once"
             )
         if not micro_batch.entered:
             raise SplitError(
                 f"the step ended without calling {self.entry!r}, where this stage begins"
             )
-        loss = micro_batch.loss
-        if micro_batch.outputs is None and micro_batch.trained:
-            if loss is None or not loss.requires_grad:
-                raise UnsupportedError(
-                    "training_step gave no loss that depends on a trainable parameter of the "
-                    "last stage; return a loss "
-                    "tensor or a dict with 'loss' for every batch"
-                )
+        needs_loss = micro_batch.outputs is None and micro_batch.trained
+        if needs_loss and (micro_batch.loss is None or not micro_batch.loss.requires_grad):
+            raise UnsupportedError(
+                "training_step gave no loss that depends on a trainable parameter; return a loss "
+                "tensor, or a dict with 'loss', for every batch"
+            )
 
     def close(self) -> None:
         """Take the hooks off and forget what is open."""

@@ -119,7 +119,9 @@ def _outside_graph(leaf: Tensor) -> Tensor:
     if not leaf.requires_grad:
         return leaf.detach()
     with torch.enable_grad():
-        return _Mark.apply(torch.empty(0, requires_grad=True), leaf.detach())
+        anchor = torch.empty(0, requires_grad=True)
+        marked: Tensor = _Mark.apply(anchor, leaf.detach())  # type: ignore[no-untyped-call]
+        return marked
 
 
 class _Mark(torch.autograd.Function):

@@ -7,6 +7,7 @@ the end  hooks off, the whole module back
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
 from lightning_edge.replicate.snapshot import version
 from lightning_edge.replicate.split import check_starts, owners
-from lightning_edge.replicate.state import spread_initial, whole_again
+from lightning_edge.replicate.state import hold_together, spread_initial, whole_again
 from lightning_edge.train.edges import Edges
 from lightning_edge.train.exchange import TensorExchange
 from lightning_edge.train.executor import Executor, StepTimes
@@ -45,6 +46,7 @@ from lightning_edge.train.values import Value
 
 __all__: list[str] = []
 
+_log = logging.getLogger(__name__)
 _KEPT = 256  # row layouts kept: one per batch size
 
 
@@ -268,7 +270,15 @@ class Stage:
                 f"every stage the same devices' shares, draw in the DataLoader, or inside a module."
             )
 
-    def average_buffers(self) -> None:
+    def synchronise(self) -> None:
+        """Make replicas equal again before they are evaluated or saved; collective."""
+        self._average_buffers()
+        if any(len(ranks) > 1 for ranks in self.holders.values()):
+            drifted = hold_together(self.module, self.holders, TensorExchange(self.transport))
+            if drifted:
+                _log.info("%d parameters had drifted apart, %s first", len(drifted), drifted[0])
+
+    def _average_buffers(self) -> None:
         """Make running statistics equal on the replicas of a stage: their mean, weighted by rows.
 
         Every replica of a stage updates its buffers with its own rows (BatchNorm).
@@ -294,7 +304,7 @@ class Stage:
         self.transport.all_reduce(ranks, flat).wait()
         with torch.no_grad():
             sizes = [buffer.numel() for buffer in moved]
-            for buffer, mean in zip(moved, flat.split(sizes), strict=True):
+            for buffer, mean in zip(moved, torch.split(flat, sizes), strict=True):
                 buffer.copy_(mean.view_as(buffer))
 
     def buffers_elsewhere(self) -> frozenset[str]:

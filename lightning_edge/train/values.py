@@ -66,7 +66,7 @@ class Arrival:
         if live:
             with torch.enable_grad():
                 anchor = torch.empty(0, requires_grad=True)
-                outputs = _Arrive.apply(anchor, self, live)
+                outputs = _Arrive.apply(anchor, self, live)  # type: ignore[no-untyped-call]
             tensors.update(zip((value.name for value in live), outputs, strict=True))
         return tensors
 

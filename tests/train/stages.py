@@ -78,7 +78,7 @@ def train_stage(
             optimizer.zero_grad()
         counted = dict(transport.reset_counters().peers)
         total = [sum(parts) for parts in zip(*transport.all_gather(losses), strict=True)]
-        stage.average_buffers()
+        stage.synchronise()
         stage.close()
         stage.make_whole()
         open_micro_batches = len(stage.replay._open)
