@@ -22,7 +22,7 @@ from lightning_edge.loop import copies
 from lightning_edge.loop.parcels import Parcel
 from lightning_edge.loop.streams import Streams
 from lightning_edge.train.axes import Axes
-from lightning_edge.train.microbatch import BatchRows, find_rows, joined, take_rows
+from lightning_edge.train.microbatch import BatchRows, joined, take_rows
 
 if TYPE_CHECKING:
     from lightning_edge.loop.loader import Feed
@@ -147,38 +147,25 @@ class _LoadedRound(Iterator[Any]):
 
     def _share(self, batch: Any) -> tuple[Parcel, list[tuple[int, Message]]]:
         course, feed = self._course, self._course.feed
-        rows, axes = self._rows(batch)
+        rows, axes = feed.rows_of(batch, course.axes)
+        course.axes = course.axes or axes
         indices = _indices(course.loader, self._index) if feed.peers else None
-        messages: dict[tuple[tuple[int, int], ...], Message] = {}
 
-        def part(rank: int) -> Parcel:
-            intervals = joined(course.rows_for(rank, rows))
+        def part(intervals: Sequence[tuple[int, int]]) -> Parcel:
             mine = sum(stop - start for start, stop in intervals)
             first = intervals[0][0] if intervals else 0
             taken = take_rows(batch, rows, intervals, axes=axes)
             own = BatchRows(rows, mine, axes, first)
             return self._parcel(batch=taken, rows=own, indices=indices)
 
-        for rank in feed.peers:  # all are packed before any is sent: an error must reach everyone
-            key = tuple(joined(course.rows_for(rank, rows)))
-            if key not in messages:
-                messages[key] = part(rank).to_message(feed.session, "batch")
-        to = [(rank, messages[tuple(joined(course.rows_for(rank, rows)))]) for rank in feed.peers]
-        return part(feed.rank), to
-
-    def _rows(self, batch: Any) -> tuple[int, Axes]:
-        course = self._course
-        if batch is None:  # Lightning skips it
-            return 0, None
-        try:
-            rows, axes = find_rows(batch, course.feed.row_dims, course.axes)
-        except DataError:
-            if course.feed.alone and course.feed.row_dims is None:
-                return 1, None  # one device takes anything, whole
-            raise
-        if course.axes is None:
-            course.axes = axes
-        return rows, axes
+        made: dict[tuple[tuple[int, int], ...], Message] = {}
+        messages = []
+        for rank in feed.peers:  # all are made before any is sent: an error must reach everyone
+            intervals = tuple(joined(course.rows_for(rank, rows)))
+            if intervals not in made:
+                made[intervals] = part(intervals).to_message(feed.session, "batch")
+            messages.append((rank, made[intervals]))
+        return part(joined(course.rows_for(feed.rank, rows))), messages
 
     def _to_all(self, parcel: Parcel) -> list[tuple[int, Message]]:
         feed = self._course.feed

@@ -21,7 +21,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_unflatten
 
 from lightning_edge.errors import DataError
-from lightning_edge.loop.loader import EdgeLoader, Feed
+from lightning_edge.loop.loader import Feed
+from lightning_edge.loop.wrapped import EdgeLoader
 from lightning_edge.replicate.randomness import host_states, kept, mix, torch_states
 from lightning_edge.train.microbatch import BatchRows, RowsTree, as_tree
 

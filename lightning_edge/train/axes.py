@@ -30,7 +30,7 @@ __all__: list[str] = []
 HINT = (
     "Say where the rows are: define `edge_row_dims(self, batch)` in your LightningModule; it"
     " returns the batch's structure with the row dimension of each leaf (0 for a list with one item"
-    " per sample, None for what all rows share)."
+    " per sample, None for what all rows share; None alone for a batch that cannot be cut)."
 )
 
 

@@ -87,7 +87,8 @@ def find_rows(
 
     Args:
         batch: Anything a DataLoader yields.
-        row_dims: The module's `edge_row_dims`, if it has one, has the first word.
+        row_dims: The module's `edge_row_dims`, if it has one, has the first word. None everywhere
+            makes the batch a single row.
         known: Axes found on another batch of the same loader; used if they fit.
         rows: The number of rows, if it is known.
 
@@ -96,6 +97,8 @@ def find_rows(
     """
     if row_dims is not None:
         axes = axes_from_dims(batch, row_dims(batch))
+        if not has_rows(axes):  # one row that is never cut
+            return 1, axes
     elif known is not None and fits(batch, known):
         axes = known
     else:
@@ -264,30 +267,30 @@ def cut(batch: Any, tree: RowsTree, intervals: Sequence[Interval]) -> Any:
     if tree is None:
         return batch
     if isinstance(tree, BatchRows):
-        return take_rows(batch, tree.mine, intervals, axes=_axes_here(batch, tree))
+        if not has_rows(tree.axes):
+            return batch
+        return take_rows(batch, tree.mine, intervals, axes=_axes_here(batch, tree.axes, tree.mine))
     pairs = children(batch)
     if pairs is not None and [key for key, _ in pairs] == list(tree):
         return rebuild(batch, [cut(child, tree[key], intervals) for key, child in pairs])
-    rows = {part.mine for part in _parts(tree)}
-    if len(rows) > 1:
+    numbers = {part.mine for part in _parts(tree)}
+    if len(numbers) > 1:
         raise DataError(
             f"a batch hook rearranged {describe(batch)}, which several loaders with different"
             f" numbers of rows fed: keep one key for each loader"
         )
-    return cut(batch, BatchRows(0, rows.pop(), None), intervals)
+    rows = numbers.pop()
+    return take_rows(batch, rows, intervals, axes=_axes_here(batch, None, rows))
 
 
-def _axes_here(batch: Any, part: BatchRows) -> Axes:
+def _axes_here(batch: Any, known: Axes, rows: int) -> Axes:
     """Where the rows are behind the user's batch hooks, which may have rearranged the batch."""
-    if has_rows(part.axes) and fits(batch, part.axes):
-        rows, axes = count_rows(batch, part.axes), part.axes
-    else:
-        axes = find_axes(batch, part.mine)[1]
-        rows = count_rows(batch, axes)
-    if rows != part.mine:
+    axes = known if known is not None and fits(batch, known) else find_axes(batch, rows)[1]
+    found = count_rows(batch, axes)
+    if found != rows:
         raise DataError(
-            f"the loader gave this device {part.mine} rows, but behind the batch hooks"
-            f" (on_after_batch_transfer and the like) there are {rows}: the number of rows may not"
+            f"the loader gave this device {rows} rows, but behind the batch hooks"
+            f" (on_after_batch_transfer and the like) there are {found}: the number of rows may not"
             f" change there. Do it in the collate function, or in the step"
         )
     return axes

@@ -18,6 +18,7 @@ from lightning_edge.train.microbatch import (
     batch_leaves,
     batch_rows,
     cut,
+    find_rows,
     take_rows,
     tree_from_plain,
     tree_to_plain,
@@ -193,6 +194,12 @@ class TestBehindHooks:
             cut([ids(6), ids(3)], self.part, [(0, 1)])
         with pytest.raises(DataError, match="no part of the batch"):
             cut({"x": ids(6)}, self.part, [(0, 1)])
+
+    def test_a_batch_that_is_one_row_is_never_cut(self):
+        rows, axes = find_rows({"edges": ids(7)}, lambda batch: None)
+        assert (rows, axes) == (1, None)
+        batch = {"edges": ids(7)}
+        assert cut(batch, BatchRows(1, 1, axes), [(0, 1), (0, 1)]) is batch
 
     def test_no_batch_stays_none(self):
         assert cut(None, None, [(0, 1)]) is None
