@@ -15,6 +15,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import lightning.fabric.utilities.rank_zero as fabric_rank_zero
@@ -30,6 +31,7 @@ __all__: list[str] = []
 DEVICE_VARIABLE = "LIGHTNING_EDGE_DEVICE"
 # Set by the local launcher in the processes it starts: the process id of the one that started them.
 PARENT_VARIABLE = "LIGHTNING_EDGE_PARENT"
+STARTING = timedelta(minutes=30)  # what torch.distributed grants as well
 
 
 class EdgeEnvironment(ClusterEnvironment):
@@ -99,6 +101,17 @@ class EdgeEnvironment(ClusterEnvironment):
     def node_rank(self) -> int:
         """This machine among all; torchrun calls it GROUP_RANK."""
         return _number("GROUP_RANK", _number("NODE_RANK", 0))
+
+    def patience(self, timeout: timedelta) -> timedelta:
+        """How long to wait for the other processes to appear.
+
+        Processes that the local launcher started run the whole script up to here, importing and
+        preparing what it prepares; if one of them dies, the launcher ends the wait.
+
+        Args:
+            timeout: The user's, for processes that somebody else started.
+        """
+        return max(timeout, STARTING) if PARENT_VARIABLE in os.environ else timeout
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
         """Refuse a second Trainer with another number of local processes than were started.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 from types import ModuleType
 
 import lightning as L
@@ -101,6 +102,14 @@ def test_a_started_process_takes_its_rank_from_the_launcher(monkeypatch):
     environment.validate_settings(num_devices=3, num_nodes=1)
     with pytest.raises(ConfigMismatchError, match="started 3 local processes.*devices=2"):
         environment.validate_settings(num_devices=2, num_nodes=1)
+
+
+def test_processes_that_are_surely_coming_are_given_time(monkeypatch):
+    minute, hour = timedelta(minutes=1), timedelta(hours=1)
+    assert EdgeEnvironment().patience(minute) == minute
+    monkeypatch.setenv("LIGHTNING_EDGE_PARENT", "1")
+    assert EdgeEnvironment().patience(minute) == timedelta(minutes=30)
+    assert EdgeEnvironment().patience(hour) == hour
 
 
 def test_ranks_are_set_wherever_lightning_looks():
