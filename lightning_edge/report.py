@@ -57,7 +57,8 @@ class DeviceReport:
         parameters: Parameter entries it holds.
         share: Of its stage's rows.
         measured: Sums over training batches.
-        sent_bytes: By receiving rank.
+        sent_bytes: Of messages, by receiving rank.
+        reduced_bytes: Of gradients that were summed with other holders.
         peak_memory_bytes: Of its process.
     """
 
@@ -69,6 +70,7 @@ class DeviceReport:
     share: float
     measured: Measured
     sent_bytes: Mapping[int, int] = field(default_factory=dict)
+    reduced_bytes: int = 0
     peak_memory_bytes: int = 0
 
 
@@ -101,6 +103,7 @@ class Report:
             "wait",
             "comm.",
             "sent",
+            "summed",
             "peak memory",
         ):
             table.add_column(name, justify="left" if name == "begins at" else "right")
@@ -116,6 +119,7 @@ class Report:
                 f"{measured.wait_s:.1f} s",
                 f"{measured.communication_s:.1f} s",
                 f"{sum(device.sent_bytes.values()) / 1e6:.1f} MB",
+                f"{device.reduced_bytes / 1e6:.1f} MB",
                 f"{device.peak_memory_bytes / 1e6:.0f} MB",
             )
         out = StringIO()

@@ -295,6 +295,7 @@ class RunParts:
             else 0.0,
             measured=self._run.measured,
             sent_bytes={peer: c.bytes_sent for peer, c in transport.counters.peers.items()},
+            reduced_bytes=transport.counters.reduced_bytes,
             peak_memory_bytes=peak_memory_bytes(),
         )
         parts = Report([own]).to_dict()["devices"]
