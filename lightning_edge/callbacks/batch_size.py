@@ -16,6 +16,8 @@ def batch_samples(batch: Any) -> int:
 
     Else 1.
     """
+    if batch is None:
+        return 0  # a device of a plan that has no rows of this batch
     for leaf in tree_leaves(_plain(batch)):
         if isinstance(leaf, torch.Tensor) and leaf.ndim > 0:
             return int(leaf.shape[0])

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_edge.callbacks.batch_size import batch_samples, batch_tokens
-from lightning_edge.callbacks.run_account import RunAccount, gather_of, host_of
+from lightning_edge.callbacks.run_account import RunAccount, gather_of, host_of, passes_of
 from lightning_edge.energy.budget import EnergyBudget
 from lightning_edge.energy.export import write_csv, write_json
 from lightning_edge.energy.forecast import forecast
@@ -305,6 +305,7 @@ class EnergyLogger(Callback):
             chosen = trainer.log_dir if self._report_dir in (None, True) else self._report_dir
             self._directory = Path(str(chosen or trainer.default_root_dir))
         _wait_for_gpu(trainer)
+        self._account.passes = passes_of(trainer)  # a plan may be made only after setup
         self._account.open(stage)
         self._account.meter.phases.enter(phase)
 

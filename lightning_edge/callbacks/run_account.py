@@ -54,6 +54,11 @@ def gather_of(trainer: Trainer) -> Gather:
     return gather
 
 
+def passes_of(trainer: Trainer) -> int:
+    """Through how many ranks each sample goes: the stages of a plan, else one."""
+    return len(getattr(getattr(trainer.strategy, "plan", None), "stages", ())) or 1
+
+
 class RunAccount:
     """Accounts per stage, and the newest of every rank.
 
@@ -61,10 +66,13 @@ class RunAccount:
         meter: The running meter.
         rank: This rank.
         earlier: State of the runs that this one continues, by stage.
+        passes: Number of ranks that each sample passes.
     """
 
-    def __init__(self, meter: EnergyMeter, rank: int, earlier: Mapping[str, Any]) -> None:
-        self.meter, self.rank = meter, rank
+    def __init__(
+        self, meter: EnergyMeter, rank: int, earlier: Mapping[str, Any], passes: int = 1
+    ) -> None:
+        self.meter, self.rank, self.passes = meter, rank, passes
         self.stages: dict[str, StageAccount] = {}
         self.begin_s = meter.read()
         self._ledgers: dict[str, Ledger] = {}
@@ -120,6 +128,7 @@ class RunAccount:
             samples=float(account.samples),
             tokens=account.tokens,
             whole_samples=account.whole_samples,
+            passes=self.passes,
             battery_pct=battery_pct(host),
             temperature_c=temperature_c(host, self.meter.aux),
             **spent,

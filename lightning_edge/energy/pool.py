@@ -40,7 +40,8 @@ class RankAccount:
         report: The machine's joules.
         samples: Samples that passed through this rank.
         tokens: Tokens likewise; None if they are not counted.
-        whole_samples: Samples of the whole batches, if ranks share one sample's work; else None.
+        whole_samples: Samples of the whole batches, if the ranks know that; else None.
+        passes: Number of ranks that each sample passes: the stages of a pipeline.
         battery_pct: Charge; None without a battery.
         temperature_c: Hottest sensor; None without one.
         phase_j: Joules per phase; None where they cannot be told apart.
@@ -57,6 +58,7 @@ class RankAccount:
     samples: float = 0.0
     tokens: float | None = None
     whole_samples: float | None = None
+    passes: int = 1
     battery_pct: float | None = None
     temperature_c: float | None = None
     phase_j: Mapping[str, float] | None = None
@@ -148,14 +150,14 @@ class PoolReport:
     def samples(self) -> float:
         """Samples of the run, however many ranks each of them passed."""
         whole = [a.whole_samples for a in self.accounts if a.whole_samples is not None]
-        mine = max(whole) if whole else sum(account.samples for account in self.accounts)
+        mine = max(whole) if whole else sum(a.samples / a.passes for a in self.accounts)
         return mine + sum(pool.samples for pool in self.earlier)
 
     @property
     def tokens(self) -> float | None:
         """Tokens of the run; None if they are not counted."""
-        known = [account.tokens for account in self.accounts if account.tokens is not None]
-        seen = sum(account.samples for account in self.accounts)
+        known = [a.tokens / a.passes for a in self.accounts if a.tokens is not None]
+        seen = sum(a.samples / a.passes for a in self.accounts)
         if not known or seen <= 0:
             return None
         # Every stage of a pipeline counts the tokens of the samples that it sees.

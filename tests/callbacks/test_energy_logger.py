@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -217,6 +218,21 @@ def test_strategy_with_devices_that_share_a_batch(tmp_path: Path, meter: EnergyM
     assert "train/device/peer/energy_j" in names
 
 
+def test_samples_of_a_pipeline_count_once(tmp_path: Path, meter: EnergyMeter) -> None:
+    strategy = Pipeline()
+    strategy.batch_rows = None  # type: ignore[assignment]
+    strategy.plan = SimpleNamespace(stages=("first", "last"))  # type: ignore[attr-defined]
+    energy = EnergyLogger(meter, tokens_fn=lambda batch: 10 * len(batch))
+    trainer_of(
+        tmp_path, energy, strategy=strategy, devices="auto", limit_val_batches=0, max_epochs=1
+    ).fit(Model())
+    pool = energy.report()
+    assert pool is not None
+    # Two stages, each of which saw all rows.
+    assert pool.samples == 6 * ROWS
+    assert pool.tokens == 60 * ROWS
+
+
 def test_budget_writes_a_checkpoint_and_stops(
     tmp_path: Path, meter: EnergyMeter, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -366,6 +382,7 @@ def test_batch_sizes() -> None:
     assert batch_samples({"a": ["x"], "b": torch.zeros(4)}) == 4
     assert batch_samples(["a", "b", "c"]) == 3
     assert batch_samples("text") == 1
+    assert batch_samples(None) == 0
     assert batch_samples(Encoding()) == 3
     assert batch_tokens(Encoding()).item() == 21
     assert batch_tokens({"input_ids": torch.zeros(2, 5)}) == 10

@@ -45,4 +45,5 @@ def test_each_device_counts_its_own_meter() -> None:
         assert 0.0 < (account.report.energy_j or 0.0) <= whole_j * 1.01
     for name, (_, (busy_w, quiet_w)) in found.items():
         curve = curves[name]
-        assert curve.idle_w * 0.99 <= quiet_w < busy_w <= curve.busy_w * 1.05
+        # The meter moves every 50 ms: 10 % of a second, at both ends together.
+        assert 0.85 * curve.idle_w <= quiet_w < busy_w <= 1.15 * curve.busy_w
