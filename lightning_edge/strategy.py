@@ -149,6 +149,16 @@ class EdgeCollabStrategy(ParallelStrategy):
             raise RuntimeError("strategy.report() is there once trainer.fit() has ended")
         return self._report
 
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the whole batch that was last in a step."""
+        return self._parts.batch_rows if self._parts is not None else 0
+
+    @property
+    def step_seconds(self) -> dict[str, float]:
+        """Seconds of compute, waiting and communication of this device's last training batch."""
+        return self._parts.step_seconds if self._parts is not None else {}
+
     # devices and processes
 
     @property

@@ -17,6 +17,7 @@ from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop.records import Recorder
 from lightning_edge.loop.transfer import BatchTransfer
 from lightning_edge.report import Measured
+from lightning_edge.train.executor import StepTimes
 from lightning_edge.train.job import Batch, Job
 from lightning_edge.train.microbatch import cut, whole_rows
 from lightning_edge.train.outputs import merge_outputs
@@ -52,6 +53,8 @@ class Run:
         self.module, self.stage = module, stage
         self.recorder, self.transfer = recorder, transfer
         self.measured = Measured()
+        self.last = StepTimes()
+        self.rows = 0
         self._weighted = weighted
         self._number = 0
 
@@ -101,6 +104,7 @@ class Run:
             if not shares:
                 shares.update(self.recorder.collect())
         self.measured.add(times, batch)
+        self.last = times
         total = sum(share["loss"] for share in shares.values())
         weight = sum(share["weight"] for share in shares.values())
         return torch.tensor(total / weight, device=self.stage.device)
@@ -150,6 +154,7 @@ class Run:
         tree = self.transfer.rows
         rows = whole_rows(tree)
         self._number += 1
+        self.rows = rows
         own = sum(
             stop - start
             for start, stop in self.stage.intervals(self.stage.transport.rank, rows, training)

@@ -62,7 +62,7 @@ def connect_all(
     names: tuple[str, ...] = (device_name(),)
     if environment.world_size() == 1:
         return Transport(HashStore(), 0, 1, timeout=timeout, names=names), names
-    store, rank, world_size = connect(timeout)
+    store, rank, world_size = connect(environment.patience(timeout))
     store.set(f"lightning_edge/name/{rank}", device_name())
     given = [store.get(f"lightning_edge/name/{r}").decode() for r in range(world_size)]
     names = unique_names(given)
@@ -280,6 +280,21 @@ class RunParts:
     def predict(self, args: tuple[Any, ...]) -> Any:
         """One batch of prediction."""
         return self._run.predict(args, _context(self._strategy, "predict_step"))
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the whole batch that was last in a step."""
+        return self._run.rows
+
+    @property
+    def step_seconds(self) -> dict[str, float]:
+        """Where this device's time went in the last training batch."""
+        last = self._run.last
+        return {
+            "compute": last.compute_s,
+            "waiting": last.wait_s,
+            "communication": last.communication_s,
+        }
 
     def report(self) -> Report:
         """What every device did; collective."""
