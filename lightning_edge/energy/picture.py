@@ -77,25 +77,17 @@ def _phase_background(
     axis: Axes, series: Sequence[tuple[float, Mapping[str, float]]], top_w: float
 ) -> None:
     """The share of each phase per interval, stacked from below over the full height."""
-    before_s = 0.0
-    for until_s, spent in series:
-        total_s = sum(spent.values())
-        bottom = 0.0
-        for phase, seconds in spent.items():
-            if total_s > 0:
-                height = top_w * seconds / total_s
-                axis.bar(
-                    before_s,
-                    height,
-                    width=until_s - before_s,
-                    bottom=bottom,
-                    align="edge",
-                    color=COLOURS[phase],
-                    alpha=0.35,
-                    linewidth=0,
-                )
-                bottom += height
-        before_s = until_s
+    if not series:
+        return
+    edges = [0.0, *(until_s for until_s, _ in series)]
+    totals_s = [sum(spent.values()) or 1.0 for _, spent in series]
+    bottom = [0.0] * len(series)
+    for phase in PHASES:
+        shares = [spent.get(phase, 0.0) / t for (_, spent), t in zip(series, totals_s, strict=True)]
+        if any(shares):
+            top = [low + top_w * share for low, share in zip(bottom, shares, strict=True)]
+            axis.stairs(top, edges, baseline=bottom, fill=True, color=COLOURS[phase], alpha=0.35)
+            bottom = top
 
 
 def _bars(axis: Axes, pool: PoolReport, names: Mapping[int, str]) -> None:
