@@ -121,13 +121,30 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("data", ["owner", {"owner": 2}, "every"], ids=str)
-@pytest.mark.parametrize(("kind", "options"), CASES.values(), ids=CASES)
+BY_DEFAULT = [
+    "one-owner",
+    "one-every",
+    "limits-owner",
+    "validation within the epoch-owner",
+    "several loaders, cycling-owner",
+    "several loaders, until the last ends-owner",
+    "no length-owner",
+]
+
+
+def cases() -> list[Any]:
+    found = []
+    for name, (kind, options) in CASES.items():
+        for data in ("owner", {"owner": 2}, "every"):
+            if data == "owner" or kind == "one" or (kind, data) == ("dict", "every"):
+                case = f"{name}-{data}"
+                marks = [] if case in BY_DEFAULT else [pytest.mark.slow]
+                found.append(pytest.param(kind, options, data, id=case, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("kind", "options", "data"), cases())
 def test_fit_sees_what_one_device_sees(pool, kind, options, data):
-    if data == {"owner": 2} and kind != "one":
-        pytest.skip("who owns makes no difference to how loaders are combined")
-    if data == "every" and kind in ("stream", "streams", "max_size"):
-        pytest.skip("copies are combined like those of an owner")
     alone = plain(kind, options)
     assert alone
     for rank, seen in enumerate(pool.run(fit_rank, 3, data, kind, options)):
