@@ -13,10 +13,7 @@ teardown                    the whole module back         train/stage.py
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,11 +31,12 @@ from typing_extensions import override
 
 from lightning_edge.loop import checkpoint as checkpoints
 from lightning_edge.loop.collectives import reduce_tensors
+from lightning_edge.loop.connection import Connection
 from lightning_edge.loop.environment import EdgeEnvironment, root_device, set_rank_zero
 from lightning_edge.loop.inside import InsideStep
 from lightning_edge.loop.launcher import make_launcher
 from lightning_edge.loop.options import Options
-from lightning_edge.loop.setup import RunParts, connect_all, set_up
+from lightning_edge.loop.setup import RunParts, set_up
 from lightning_edge.plan.plan import Plan
 from lightning_edge.report import Report
 from lightning_edge.train.transport import Transport
@@ -57,10 +55,10 @@ class EdgeCollabStrategy(ParallelStrategy):
         groups: Device groups in order, name to `{"devices": [ranks or names], "parallelism": ...}`;
             only with `plan="auto"`.
         across: How groups combine: "pipeline", "data" or "auto".
-        objective: What "auto" optimises. This version balances by parameters whatever it is.
+        objective: What "auto" optimises; this version balances by parameters.
         micro_batches: Pieces a batch is cut into, or "auto"; only with `plan="auto"`.
         split_points: Modules at which stages begin, or "auto"; only with `plan="auto"`.
-        profile: "auto" or a measured profile, used once the planner is there.
+        profile: Reserved for measured profiles.
         data: Who loads: "owner" (rank 0), `{"owner": rank}`, or "every" device its own copy.
         eval_micro_batches: Pieces of a batch in validation, test and prediction.
         replan: Reserved.
@@ -119,14 +117,11 @@ class EdgeCollabStrategy(ParallelStrategy):
         )
         self.num_nodes = 1
         self.inside = InsideStep()
-        self.device_names: tuple[str, ...] = ()
-        self._transport: Transport | None = None
+        self._connection: Connection | None = None
         self._parts: RunParts | None = None
         self._failed = False
         self._blocked = False
         self._report: Report | None = None
-
-    # what was decided and measured
 
     @property
     def plan(self) -> Plan | None:
@@ -136,8 +131,13 @@ class EdgeCollabStrategy(ParallelStrategy):
     @property
     def transport(self) -> Transport:
         """The connection between the devices."""
-        assert self._transport is not None, "the devices are connected in Trainer.fit and the like"
-        return self._transport
+        assert self._connection is not None, "devices are connected in Trainer.fit and the like"
+        return self._connection.transport
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """The devices' names, by rank."""
+        return self._connection.names if self._connection is not None else ()
 
     def report(self) -> Report:
         """What each device did in the last fit; printing it gives a table.
@@ -156,10 +156,8 @@ class EdgeCollabStrategy(ParallelStrategy):
 
     @property
     def step_seconds(self) -> dict[str, float]:
-        """Seconds of compute, waiting and communication of this device's last training batch."""
+        """Where the time of this device's last training batch went."""
         return self._parts.step_seconds if self._parts is not None else {}
-
-    # devices and processes
 
     @property
     @override
@@ -190,18 +188,13 @@ class EdgeCollabStrategy(ParallelStrategy):
     def setup_environment(self) -> None:
         super().setup_environment()
         set_rank_zero(self.global_rank)
-        if self._transport is None:
-            self._transport, self.device_names = connect_all(
-                self._environment, self._options.timeout
-            )
-            atexit.register(self._end)
+        if self._connection is None:
+            self._connection = Connection(self._environment, self._options.timeout)
 
     @override
     def model_to_device(self) -> None:
         assert self.model is not None
         self.model.to(self.root_device)
-
-    # a run
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
@@ -266,10 +259,8 @@ class EdgeCollabStrategy(ParallelStrategy):
         **kwargs: Any,
     ) -> Any:
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
-        file = os.environ.get("LIGHTNING_EDGE_STEP_FILE")
-        if file and self.lightning_module is not None:
-            with open(file, "a", encoding="utf-8") as steps:
-                steps.write(f"{self.lightning_module.trainer.global_step} {time.monotonic()}\n")
+        if self._parts is not None:
+            self._parts.announce_step()
         return result
 
     @override
@@ -298,8 +289,6 @@ class EdgeCollabStrategy(ParallelStrategy):
         self._parts.stage.synchronise()
         self._report = self._parts.report()
 
-    # collectives
-
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         if self._parts is not None and self._parts.epoch_end.running:
@@ -312,14 +301,14 @@ class EdgeCollabStrategy(ParallelStrategy):
     @override
     def barrier(self, name: str | None = None) -> None:
         self.inside.refuse("barrier")
-        if self.world_size > 1 and self._transport is not None:
-            self._transport.barrier(name or "a barrier")
+        if self.world_size > 1 and self._connection is not None:
+            self.transport.barrier(name or "a barrier")
 
     @override
     def broadcast(self, obj: TBroadcast, src: int = 0) -> TBroadcast:
-        if self.world_size == 1 or self._transport is None:
+        if self.world_size == 1 or self._connection is None:
             return obj
-        transport = self._transport
+        transport = self.transport
         result: TBroadcast = self.inside.broadcast(obj, lambda: transport.broadcast(obj, src))
         return result
 
@@ -337,8 +326,6 @@ class EdgeCollabStrategy(ParallelStrategy):
         """Every rank's `obj` (plain types and tensors), in the order of ranks."""
         self.inside.refuse("all_gather")
         return self.transport.all_gather(obj) if self.world_size > 1 else [obj]
-
-    # checkpoints
 
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
@@ -381,24 +368,17 @@ class EdgeCollabStrategy(ParallelStrategy):
         ]
         super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
-    # the end
-
-    def _end(self) -> None:
-        """Leave in order at the end of the process; a process that dies of an error says so."""
-        transport, self._transport = self._transport, None
-        if transport is None:
-            return
-        error = getattr(sys, "last_value", None)
-        if error is None:
-            transport.close()
-        else:
-            transport.abort(error)
+    def disconnect(self) -> None:
+        """Leave the other devices in order; the end of the process does it by itself."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.end()
 
     @override
     def on_exception(self, exception: BaseException) -> None:
         self._failed = True
-        if self._transport is not None:
-            self._transport.abort(f"{type(exception).__name__}: {exception}")
+        if self._connection is not None:
+            self._connection.abort(exception)
 
     @override
     def teardown(self) -> None:
@@ -406,7 +386,7 @@ class EdgeCollabStrategy(ParallelStrategy):
         if parts is not None:
             parts.close(hand_back=not self._failed)
         if self._failed:
-            self._transport = None
+            self._connection = None
         if self.lightning_module is not None and self.root_device.type != "cpu":
             self.lightning_module.cpu()
         self._environment.teardown()

@@ -166,7 +166,7 @@ def fit(rank: int, world_size: int, plan: Any, options: Options, folder: str) ->
     if plan != "alone":
         found["plan"] = str(trainer.strategy.plan or "")
         found["report"] = trainer.strategy.report().to_dict()
-        trainer.strategy._end()
+        trainer.strategy.disconnect()
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import logging
+import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
 
 from lightning_edge.errors import SplitError, UnsupportedError
 from lightning_edge.loop import agreement, clip
-from lightning_edge.loop.environment import EdgeEnvironment, device_name, unique_names
 from lightning_edge.loop.epoch_end import EpochEndHooks
 from lightning_edge.loop.loader import Feed
 from lightning_edge.loop.options import Options
@@ -27,6 +25,7 @@ from lightning_edge.loop.run import Run
 from lightning_edge.loop.transfer import BatchTransfer
 from lightning_edge.plan.groups import plan_from_groups
 from lightning_edge.plan.plan import Plan
+from lightning_edge.plan.table import table
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
@@ -34,9 +33,7 @@ from lightning_edge.replicate.split import cuts, parameters_in_front
 from lightning_edge.report import DeviceReport, Report, peak_memory_bytes
 from lightning_edge.train.microbatch import RowsTree, cut, whole_rows
 from lightning_edge.train.phases import probe_batch, trailing_arguments
-from lightning_edge.train.rendezvous import connect
 from lightning_edge.train.stage import Stage
-from lightning_edge.train.transport import Transport
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -45,28 +42,12 @@ if TYPE_CHECKING:
 
 __all__: list[str] = []
 
-_log = logging.getLogger(__name__)
-
 _STEPS = {
     TrainerFn.FITTING: ("training_step", "fit_loop"),
     TrainerFn.VALIDATING: ("validation_step", "validate_loop"),
     TrainerFn.TESTING: ("test_step", "test_loop"),
     TrainerFn.PREDICTING: ("predict_step", "predict_loop"),
 }
-
-
-def connect_all(
-    environment: EdgeEnvironment, timeout: timedelta
-) -> tuple[Transport, tuple[str, ...]]:
-    """Connect this rank with all others; returns the transport and the devices' names by rank."""
-    names: tuple[str, ...] = (device_name(),)
-    if environment.world_size() == 1:
-        return Transport(HashStore(), 0, 1, timeout=timeout, names=names), names
-    store, rank, world_size = connect(environment.patience(timeout))
-    store.set(f"lightning_edge/name/{rank}", device_name())
-    given = [store.get(f"lightning_edge/name/{r}").decode() for r in range(world_size)]
-    names = unique_names(given)
-    return Transport(store, rank, world_size, timeout=timeout, names=names), names
 
 
 def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) -> RunParts:
@@ -96,13 +77,13 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
             "software": agreement.facts_of_software(),
             "trainer": agreement.facts_of_trainer(trainer),
             "model": agreement.facts_of_module(module),
-            "plan": plan.to_mapping(),
+            "plan": plan.to_json(),
         },
         strategy.device_names,
     )
     for reason in reasons:
         rank_zero_info(f"edge_collab: {reason}")
-    rank_zero_info(str(plan))
+    rank_zero_info(table(plan, strategy.device_names))
     seed = transport.broadcast(torch.initial_seed() % (1 << 31))
     stage = Stage(
         module,
@@ -205,15 +186,13 @@ def _plan(
             options.micro_batches,
             options.split_points,
         )
-    plan = plan.resolve(names)
     starts = [stage.start for stage in plan.stages if stage.start is not None]
     if probe.failure is not None and not {c.name for c in legal}.issuperset(starts):
         raise SplitError(
             f"the step did not get as far as {starts[-1]!r} on a trial without data, so it "
             f"cannot be cut there: {probe.failure}"
         )
-    plan.check([c.name for c in legal], len(names))
-    return plan, reasons
+    return plan.resolve(names, [c.name for c in legal]), reasons
 
 
 class RunParts:
@@ -280,6 +259,13 @@ class RunParts:
     def predict(self, args: tuple[Any, ...]) -> Any:
         """One batch of prediction."""
         return self._run.predict(args, _context(self._strategy, "predict_step"))
+
+    def announce_step(self) -> None:
+        """Tell a testbed, if one is watching, that an optimizer step is done."""
+        file = os.environ.get("LIGHTNING_EDGE_STEP_FILE")
+        if file:
+            with open(file, "a", encoding="utf-8") as steps:
+                steps.write(f"{self._trainer.global_step} {time.monotonic()}\n")
 
     @property
     def batch_rows(self) -> int:

@@ -63,7 +63,7 @@ def run(rank: int, world_size: int, kind: str, stages: Any) -> dict[str, Any]:
     made = trainer(strategy, devices=1)
     made.fit(KINDS[kind](), DataLoader(data(), BATCH), DataLoader(data(), BATCH))
     if stages is not None:
-        strategy._end()
+        strategy.disconnect()
     return logged(made)
 
 
