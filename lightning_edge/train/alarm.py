@@ -15,7 +15,6 @@ when nobody was waiting for that rank.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
@@ -34,10 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Alarm"]
 
-log = logging.getLogger(__name__)
-
 LOOK_S = 1.0  # how long to look for the reason of a connection that closed
-_WATCH_TAG = 1 << 30
+_WATCH_TAG, _PROBE_TAG = 1 << 30, (1 << 30) + 2
 _FAILURE, _FAILURES = "failure", "failures"
 
 
@@ -63,6 +60,8 @@ class Alarm:
         self._lock = threading.RLock()
         self._closing = False
         self._watcher: threading.Thread | None = None
+        self._watched: Mesh | None = None
+        self._probes: list[Work] = []
 
     def guard(self, mesh: Mesh) -> None:
         """Cut this mesh too when something fails."""
@@ -78,6 +77,7 @@ class Alarm:
 
     def watch(self, mesh: Mesh) -> None:
         """Start to watch the successor's connection in a thread of its own."""
+        self._watched = mesh
         successor = (mesh.rank + 1) % mesh.size
         farewell = torch.empty(1, dtype=torch.uint8)
         work = mesh.receive(farewell, successor, _WATCH_TAG)
@@ -101,6 +101,8 @@ class Alarm:
             self._cut()
             self._watcher.join(2 * LOOK_S)
         self._meshes.clear()
+        self._probes.clear()
+        self._watched = None
 
     def wait(self, work: Waitable, timeout: timedelta, peers: Sequence[int], what: str) -> None:
         """Wait for work of ours, or raise what became of it.
@@ -143,24 +145,38 @@ class Alarm:
             if self.failure is not None:
                 return self.failure
             me = self.names[self._rank]
-            other = " or ".join(self.names[peer] for peer in peers if peer != self._rank)
             # Who fails publishes first and cuts then; only a killed process never says a word.
             told = self._look(0.0 if late else LOOK_S)
             if told is not None:
                 self.failure = PeerError(told)
             elif late is not None:
-                text = f"{doing} from {other} for {late.total_seconds():g} s"
+                text = f"{doing} from {self._call(peers)} for {late.total_seconds():g} s"
                 self.failure = TransportTimeout(f"{me} gave up {text}")
                 self._tell(f"{me} failed first: it gave up {text}")
             else:
                 text = (
-                    f"{other} failed first: its connection to {me} closed without a word"
-                    f" (process killed, device off, or network down)"
+                    f"{self._call(self._gone(peers))} failed first: its connection to {me} closed"
+                    " without a word (process killed, device off, or network down)"
                 )
                 self.failure = PeerError(f"{text}, while {doing}" if doing else text)
                 self._tell(text)
             self._cut()
             return self.failure
+
+    def _call(self, peers: Sequence[int]) -> str:
+        return " or ".join(self.names[peer] for peer in peers if peer != self._rank)
+
+    def _gone(self, peers: Sequence[int]) -> Sequence[int]:
+        """Return those of ``peers`` whose connection is broken; a sum does not tell which is."""
+        gone = []
+        for peer in peers:
+            if peer != self._rank and self._watched is not None:
+                try:
+                    nothing = torch.empty(1, dtype=torch.uint8)
+                    self._probes.append(self._watched.receive(nothing, peer, _PROBE_TAG))
+                except RuntimeError:
+                    gone.append(peer)
+        return gone or peers
 
     def _cut(self) -> None:
         for mesh in self._meshes:

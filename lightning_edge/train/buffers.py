@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_edge.train.message import ordinary_tensors
+
 __all__ = ["Buffers"]
 
 SMALL_BYTES = 64 << 10  # not worth keeping: malloc has such memory at hand
@@ -50,7 +52,7 @@ class Buffers:
 
     def get(self, size: int) -> Tensor:
         """Return an uninitialised tensor of ``size`` bytes, aligned for any dtype."""
-        with torch.inference_mode(False):
+        with ordinary_tensors():
             if self._pinned or size <= SMALL_BYTES or _use_count is None:
                 return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
             with self._lock:  # no two threads may find the same piece free

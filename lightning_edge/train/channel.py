@@ -30,7 +30,7 @@ from lightning_edge.train.alarm import Alarm
 from lightning_edge.train.buffers import Buffers
 from lightning_edge.train.counters import PeerCounters
 from lightning_edge.train.gloo import Mesh
-from lightning_edge.train.message import KIND_GROW, Prefix, grow_note, read_prefix, stamp
+from lightning_edge.train.message import KIND_GROW, Prefix, grow_note, read_prefix
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Work
@@ -119,22 +119,20 @@ class Outbox:
         """Count on ``window`` posted buffers from the next message on."""
         self._slots.widen(window)
 
-    def send(self, data: Tensor, what: str, sent_ns: int, ready: Ready | None = None) -> None:
+    def send(self, data: Tensor, what: str, ready: Ready | None = None) -> None:
         """Start to send a packed message, which belongs to the outbox from now on.
 
         Args:
-            data: The message, or where it will be once ``ready`` has been waited for.
+            data: The message, packed with this outbox's ``window``, or where it will be once
+                ``ready`` has been waited for.
             what: What it is, for errors.
-            sent_ns: Travels with it.
             ready: Tells when ``data`` is complete.
         """
         self._alarm.check()
-        size, window = data.numel(), self._slots.window
-        stamp(data, window=window, sent_ns=sent_ns)
+        size = data.numel()
         parts = [(data, self._tag)]
         if size > self._slots.capacities[0]:
-            note = grow_note(size)
-            stamp(note, window=window, sent_ns=sent_ns)
+            note = grow_note(size, window=self._slots.window)
             parts = [(note, self._tag), (data, self._tag + 1)]
         self._slots.use(size)
 
@@ -210,6 +208,7 @@ class Inbox:
         if prefix.kind == KIND_GROW:
             work, data = self._post(prefix.total_bytes, self._tag + 1)
             self._alarm.wait(work, timeout, [self._peer], what)
+            prefix = read_prefix(data)
         return data, prefix
 
     def _post(self, capacity: int, tag: int) -> tuple[Work, Tensor]:

@@ -20,6 +20,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_edge.errors import TransportError
 
-__all__ = ["Message", "Prefix", "pack", "read_prefix", "stamp", "unpack", "why_not"]
+__all__ = ["Message", "Prefix", "pack", "read_prefix", "unpack", "why_not"]
 
 MAGIC = b"LEdg"
 VERSION = 1
@@ -104,6 +105,8 @@ def pack(
     *,
     wire_dtype: torch.dtype | None = None,
     get_buffer: Callable[[int], Tensor] = _fresh,
+    window: int = 0,
+    sent_ns: int = 0,
 ) -> Tensor:
     """Copy a message, once, into a flat buffer.
 
@@ -113,6 +116,8 @@ def pack(
             arrival.
         get_buffer: Makes a uint8 tensor of a size. If it is page-locked, copies from accelerators
             are only queued on the current stream: the message is complete when they are done.
+        window: See `Prefix`.
+        sent_ns: See `Prefix`.
 
     Returns:
         uint8 tensor of exactly the message's size, on the CPU.
@@ -134,12 +139,10 @@ def pack(
     start = _align(PREFIX_BYTES + len(header))
     last = copies[-1][2] + copies[-1][0].numel() * copies[-1][1].itemsize if copies else 0
     total = start + last
-    with torch.inference_mode(False):
+    prefix = _PREFIX.pack(MAGIC, VERSION, KIND_MESSAGE, window, len(header), total, sent_ns)
+    with ordinary_tensors():
         buffer = get_buffer(total)
-        raw = _raw(buffer)
-        _PREFIX.pack_into(raw, 0, MAGIC, VERSION, KIND_MESSAGE, 0, len(header), total, 0)
-        raw[PREFIX_BYTES : PREFIX_BYTES + len(header)] = header
-        raw[PREFIX_BYTES + len(header) : start] = bytes(start - PREFIX_BYTES - len(header))
+        _raw(buffer)[:start] = (prefix + header).ljust(start, b"\0")
         for source, wire, offset in copies:
             if source.numel():
                 target = _alias(buffer, start + offset, wire, source.shape)
@@ -150,11 +153,12 @@ def pack(
     return buffer
 
 
-def unpack(buffer: Tensor) -> Message:
+def unpack(buffer: Tensor, prefix: Prefix | None = None) -> Message:
     """Read a message without copying it.
 
     Args:
         buffer: uint8 CPU tensor that starts with a message; what follows the message is ignored.
+        prefix: Its prefix, if `read_prefix` has been called.
 
     Returns:
         The message. Its tensors are aliases of the buffer's memory that autograd does not regard
@@ -166,7 +170,7 @@ def unpack(buffer: Tensor) -> Message:
     """
     if buffer.storage_offset() % ALIGN_BYTES:
         buffer = buffer.clone()
-    prefix = read_prefix(buffer)
+    prefix = read_prefix(buffer) if prefix is None else prefix
     if prefix.kind != KIND_MESSAGE:
         raise TransportError(f"received a note of kind {prefix.kind} where a message was expected")
     end = PREFIX_BYTES + prefix.header_bytes
@@ -179,7 +183,7 @@ def unpack(buffer: Tensor) -> Message:
     tensors: dict[str, Tensor] = {}
     position = _align(end)  # each tensor must start after the one before it: no overlaps
     start = position
-    with torch.inference_mode(False):
+    with ordinary_tensors():
         for row in rows:
             name, dtype, wire, shape, offset = _check_row(row)
             size = math.prod(shape) * wire.itemsize
@@ -213,19 +217,16 @@ def read_prefix(buffer: Tensor) -> Prefix:
     return Prefix(kind, window, header, total, sent)
 
 
-def stamp(buffer: Tensor, *, window: int, sent_ns: int) -> None:
-    """Write what only the transport knows into the prefix of a packed message."""
-    raw = _raw(buffer)
-    _, _, kind, _, header, total, _ = _PREFIX.unpack_from(raw)
-    _PREFIX.pack_into(raw, 0, MAGIC, VERSION, kind, window, header, total, sent_ns)
-
-
-def grow_note(total_bytes: int) -> Tensor:
+def grow_note(total_bytes: int, *, window: int = 0) -> Tensor:
     """Return the note that a message of ``total_bytes`` follows outside the posted buffer."""
-    note = torch.empty(PREFIX_BYTES, dtype=torch.uint8)
-    raw = _raw(note)
-    _PREFIX.pack_into(raw, 0, MAGIC, VERSION, KIND_GROW, 0, 0, total_bytes, 0)
+    note = _fresh(PREFIX_BYTES)
+    _raw(note)[:] = _PREFIX.pack(MAGIC, VERSION, KIND_GROW, window, 0, total_bytes, 0)
     return note
+
+
+def ordinary_tensors() -> AbstractContextManager[object]:
+    """Make tensors that autograd can use later, also when the caller is in inference mode."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def _raw(buffer: Tensor) -> memoryview:

@@ -111,35 +111,43 @@ class Staging:
         self._pinned = Buffers(pinned=True)
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def pack(self, message: Message, wire_dtype: torch.dtype | None) -> tuple[Tensor, Ready | None]:
+    def pack(
+        self, message: Message, wire_dtype: torch.dtype | None, window: int, sent_ns: int
+    ) -> tuple[Tensor, Ready | None]:
         """Pack a message; its bytes may be sent when the second result, if any, is ready."""
-        devices = {t.device for t in message.tensors.values() if t.device.type == "cuda"}
-        if not devices:
-            return pack(message, wire_dtype=wire_dtype, get_buffer=self._buffers.get), None
-        (device,) = devices
-        with self._side_stream(device, list(message.tensors.values())):
-            data = pack(message, wire_dtype=wire_dtype, get_buffer=self._pinned.get)
-            return data, self._record()
+
+        def pack_into(buffers: Buffers) -> Tensor:
+            return pack(
+                message,
+                wire_dtype=wire_dtype,
+                get_buffer=buffers.get,
+                window=window,
+                sent_ns=sent_ns,
+            )
+
+        on_device = [tensor for tensor in message.tensors.values() if tensor.is_cuda]
+        if not on_device:
+            return pack_into(self._buffers), None
+        with self._side_stream(on_device):
+            return pack_into(self._pinned), self._record()
 
     def to_host(self, tensor: Tensor) -> tuple[Tensor, Ready | None]:
         """Return a tensor on the CPU, complete when the second result, if any, is ready."""
         if tensor.device.type != "cuda":
             return tensor.cpu(), None
-        with self._side_stream(tensor.device, [tensor]):
+        with self._side_stream([tensor]):
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             host.copy_(tensor, non_blocking=True)
             return host, self._record()
 
-    def _side_stream(
-        self, device: torch.device, tensors: Sequence[Tensor]
-    ) -> torch.cuda.StreamContext:
+    def _side_stream(self, tensors: Sequence[Tensor]) -> torch.cuda.StreamContext:
+        device = tensors[0].device  # a process has one
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream = self._streams[device]
         stream.wait_stream(torch.cuda.current_stream(device))
         for tensor in tensors:
-            if tensor.device == device:
-                tensor.record_stream(stream)  # or its memory may be used again before the copy
+            tensor.record_stream(stream)  # or its memory may be used again before the copy
         return torch.cuda.StreamContext(stream)
 
     @staticmethod

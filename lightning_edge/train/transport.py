@@ -176,9 +176,10 @@ class Transport:
         counters = self._counters.peers[peer]
         outbox.reap(outbox.window, self.timeout, counters)
         start_s = time.perf_counter()
-        data, ready = self._staging.pack(message, wire_dtype)
+        sent_ns = time.monotonic_ns() if self.latency_s else 0
+        data, ready = self._staging.pack(message, wire_dtype, outbox.window, sent_ns)
         self._counters.pack_s += time.perf_counter() - start_s
-        outbox.send(data, what, time.monotonic_ns() if self.latency_s else 0, ready)
+        outbox.send(data, what, ready)
         counters.bytes_sent += data.numel()
         counters.messages_sent += 1
 
@@ -213,7 +214,7 @@ class Transport:
         if self.latency_s:
             sleep_until(prefix.sent_ns, self.latency_s)
         arrived_s = time.perf_counter()
-        message = unpack(data)
+        message = unpack(data, prefix)
         counters.receive_wait_s += arrived_s - start_s
         counters.bytes_received += prefix.total_bytes
         counters.messages_received += 1

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_edge.errors import TransportError
 from lightning_edge.train import message as wire
-from lightning_edge.train.message import DTYPES, Message, pack, read_prefix, stamp, unpack
+from lightning_edge.train.message import DTYPES, Message, pack, read_prefix, unpack
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -136,11 +136,11 @@ def test_payload_is_aligned_for_every_dtype():
         assert tensor.data_ptr() % 64 == 0
 
 
-def test_stamp_changes_only_what_the_transport_knows():
-    packed = pack(Message({"a": 1}, {"x": torch.ones(3)}))
-    stamp(packed, window=7, sent_ns=123456789)
-    assert read_prefix(packed)[1:] == (7, *read_prefix(packed)[2:4], 123456789)
-    assert unpack(packed).tensors["x"].tolist() == [1, 1, 1]
+def test_the_prefix_carries_what_the_transport_wants():
+    packed = pack(Message({"a": 1}, {"x": torch.ones(3)}), window=7, sent_ns=123456789)
+    prefix = read_prefix(packed)
+    assert (prefix.window, prefix.sent_ns, prefix.total_bytes) == (7, 123456789, packed.numel())
+    assert unpack(packed, prefix).tensors["x"].tolist() == [1, 1, 1]
 
 
 def with_header(header, payload_bytes=64):

@@ -73,7 +73,7 @@ def test_closing_ends_the_thread():
 
 
 def test_messages_from_the_cpu_need_no_waiting():
-    data, ready = Staging(Buffers()).pack(Message({}, {"x": torch.ones(3)}), None)
+    data, ready = Staging(Buffers()).pack(Message({}, {"x": torch.ones(3)}), None, 1, 0)
     assert ready is None
     assert unpack(data).tensors["x"].tolist() == [1, 1, 1]
     tensor = torch.ones(3)
@@ -87,7 +87,7 @@ def test_messages_from_a_cuda_device():
     for _ in range(20):
         busy = busy @ busy.clamp(0, 1e-4)
     late = x + busy[0, 0] * 0
-    data, ready = Staging(Buffers()).pack(Message({}, {"x": late}), torch.bfloat16)
+    data, ready = Staging(Buffers()).pack(Message({}, {"x": late}), torch.bfloat16, 1, 0)
     assert data.is_pinned()
     ready.synchronize()
     assert torch.equal(unpack(data).tensors["x"], x.bfloat16().float().cpu())
