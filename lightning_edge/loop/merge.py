@@ -52,8 +52,8 @@ def pack(calls: Sequence[Logged]) -> dict[str, Any]:
     values = [call.value for call in calls if call.value is not None]
     # float64 holds every float16, bfloat16, float32 and integer up to 2**53 exactly; MPS has none.
     wide = torch.float32 if any(v.device.type == "mps" for v in values) else torch.float64
-    devices = {v.device for v in values}
-    place = devices.pop() if len(devices) == 1 else torch.device("cpu")
+    # Numbers go to where the tensors are: the other way round, each tensor would be waited for.
+    place = next((v.device for v in values if v.device.type != "cpu"), torch.device("cpu"))
     return {
         "calls": [[c.name, c.nth, c.weight, c.metric, c.reduce_fx, dict(c.options)] for c in calls],
         "dtypes": [v.dtype for v in values],

@@ -60,6 +60,7 @@ class MetricWatch:
         self._peers: tuple[int, ...] = ()  # last-stage devices that run the body
         self._busy = 0  # inside a forward or an evaluation of ours: leave nested calls alone
         self._epoch: int | None = None
+        self._logged: dict[str, dict[str, None]] = {}  # by hook, in order
         self._batch = BatchValues(self._mailbox, rank, self._last_ranks, self._everyone)
 
     def refresh(self) -> None:
@@ -187,26 +188,30 @@ class MetricWatch:
 
     def logged(self, path: str, where: str) -> None:
         """A metric was logged in the hook `where`, so its value is wanted when that loop ends."""
-        self._watched[path].logged_in.add(where)
+        self._logged.setdefault(where, {})[path] = None
 
     def settle(self, where: str) -> None:
-        """Compute the metrics that were logged in `where` now, while all devices are here."""
-        for path in sorted(self._watched):
-            watched = self._watched[path]
-            if where in watched.logged_in and watched.sharded:
+        """Compute the metrics that were logged in `where` now, while all devices are here.
+
+        In the order in which Lightning asks for them: a progress bar may have begun to.
+        """
+        for path in self._logged.pop(where, ()):
+            watched = self._watched.get(path)
+            if watched is not None and watched.sharded:
                 self._everywhere(watched)
 
     def _compute(self, watched: Watched, *args: Any, **kwargs: Any) -> Any:
-        updated = watched.sharded or (self._section == "body" and watched.updates() != watched.seen)
-        if self._busy or self._section == "step" or not updated:
+        in_body = self._section == "body"
+        touched = in_body and watched.touched() is not None
+        if self._busy or self._section == "step" or not (watched.sharded or touched):
             return watched.compute(*args, **kwargs)
-        if self._section == "body":
+        if in_body and (touched or watched.known() is None):
             return self._together(watched, self._peers, *args, **kwargs)
         return self._everywhere(watched, *args, **kwargs)
 
     def _everywhere(self, watched: Watched, *args: Any, **kwargs: Any) -> Any:
         watched.catch_up()
-        if watched.value is None or watched.value[0] != watched.version:
+        if watched.known() is None:
             first, key = self._last_ranks[0], (watched.path, watched.version)
             what = f"the value of the metric {watched.path!r}"
             value = None
@@ -219,7 +224,7 @@ class MetricWatch:
                 value = _on(watched.metric, self._mailbox.take(first, "value", key, what))
                 self._mailbox.drop("value", older_than=key)
             watched.value = (watched.version, value)
-        return watched.value[1]
+        return watched.known()
 
     def _together(self, watched: Watched, peers: Sequence[int], *args: Any, **kwargs: Any) -> Any:
         """Compute on the states of all `peers`, which all call this; on each of them."""
@@ -262,7 +267,6 @@ class MetricWatch:
         if self._section is None:
             watched.version += 1
             watched.sharded = False
-            watched.logged_in.clear()
             watched.seen = watched.updates()
 
 

@@ -6,7 +6,8 @@ sees a trainer whose result collection is a tape::
     self.log(...) -> [instance attribute] -> type(module).log -> trainer view -> Tape.log
                                              checks, defaults    _results        remembers
 
-So bad arguments raise where the user wrote them, with Lightning's words.
+So bad arguments raise where the user wrote them, with Lightning's words. A call that differs from
+an earlier one in its value only is not checked again: there are many per step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _get_default_dtype,
+    _ResultCollection,
+)
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -24,6 +28,7 @@ from lightning_edge.loop.merge import Logged
 
 __all__: list[str] = []
 
+Key = tuple[object, ...]
 # What happens to the values of different devices is settled here, before Lightning sees them.
 _NOT_KEPT = ("sync_dist", "sync_dist_fn", "sync_dist_group", "enable_graph")
 
@@ -40,11 +45,17 @@ class Tape:
         self._module, self._path_of = module, path_of
         self._rehearsed: set[tuple[object, ...]] = set()
         self._scratch: dict[bool, _ResultCollection] = {}
+        self._known: dict[Key, tuple[str, dict[str, Any]]] = {}  # reduce_fx and options of calls
+        self._overridden = type(module).log is not LightningModule.log
         self.start()
 
     def start(self) -> None:
         """Forget all calls; a new step (or hook) begins."""
         self.calls: list[Logged] = []
+        trainer = self._module._trainer
+        results = None if trainer is None else trainer._results
+        self._place = (self._module._current_fx_name, getattr(results, "dataloader_idx", None))
+        self._key: Key | None = None
         self.micro_batch(0)
 
     def micro_batch(self, rows: int) -> None:
@@ -54,6 +65,8 @@ class Tape:
 
     def record(self, *args: Any, **kwargs: Any) -> None:
         """Stand in for `module.log`."""
+        if not self._overridden and self._record_known(*args, **kwargs):
+            return
         module = self._module
         trainer = module._trainer
         if trainer is None:  # a module used without a Trainer: Lightning has a word for that
@@ -65,22 +78,52 @@ class Tape:
         finally:
             module._trainer = trainer
 
+    def _record_known(self, name: Any = None, value: Any = None, *more: Any, **kwargs: Any) -> bool:
+        rows = kwargs.pop("batch_size", None)
+        try:
+            self._key = None if more else (*self._place, name, *sorted(kwargs.items()))
+            known = None if self._key is None else self._known.get(self._key)
+        except TypeError:  # an argument without a hash
+            self._key = known = None
+        if known is None:
+            return False
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.detach().clone().squeeze()
+        elif isinstance(value, (int, float)):
+            value = torch.tensor(value, dtype=_get_default_dtype())
+        else:
+            return False
+        self._append(name, value, rows, None, *known)
+        return True
+
     def take(self, real: Any, fx: str, name: str, value: Any, kwargs: dict[str, Any]) -> None:
         """Keep what Lightning's `log` hands to the results `real`."""
         self._rehearse(real, fx, name, value, kwargs)
         rows = kwargs.pop("batch_size", None)
-        metric = kwargs.pop("metric_attribute", None)
+        kwargs.pop("metric_attribute", None)
         reduce_fx = _reduction(kwargs.pop("reduce_fx", torch.mean))
         for option in _NOT_KEPT:
             kwargs.pop(option, None)
         if isinstance(value, Metric):
-            metric, value = self._path_of(value), None
-        else:
-            metric, value = None, value.detach()
+            self._append(name, None, rows, self._path_of(value), reduce_fx, kwargs)
+            return
+        self._append(name, value.detach(), rows, None, reduce_fx, kwargs)
+        if self._key is not None:
+            self._known[self._key] = reduce_fx, kwargs
+
+    def _append(
+        self,
+        name: str,
+        value: Tensor | None,
+        rows: Any,
+        metric: str | None,
+        reduce_fx: str,
+        options: dict[str, Any],
+    ) -> None:
         nth = self._seen.get(name, 0)
         self._seen[name] = nth + 1
         weight = float(self._rows if rows is None else rows)
-        self.calls.append(Logged(name, nth, value, weight, metric, reduce_fx, kwargs))
+        self.calls.append(Logged(name, nth, value, weight, metric, reduce_fx, options))
 
     def _rehearse(self, real: Any, fx: str, name: str, value: Any, kwargs: dict[str, Any]) -> None:
         """Let Lightning check each new combination of arguments, on a collection of its own."""

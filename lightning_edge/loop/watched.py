@@ -34,7 +34,6 @@ class Watched:
         sharded: It has states on the last stage that other devices do not have.
         seen: How many updates it had when the last section ended.
         was_reset: It was reset in this section.
-        logged_in: The hooks in which it was logged.
         value: (version, value) that all devices know.
         gathers: How often its states were gathered.
     """
@@ -52,7 +51,6 @@ class Watched:
         self.compute: Callable[..., Any] = metric.compute
         self.version = self.seen = self.gathers = 0
         self.sharded = self.was_reset = False
-        self.logged_in: set[str] = set()
         self.value: tuple[int, Any] | None = None
         self.find_parts()
         metric.__dict__["compute"] = lambda *args, **kwargs: compute(self, *args, **kwargs)
@@ -91,6 +89,10 @@ class Watched:
         if self.updates() != self.seen:
             self.seen = self.updates()
             self.version += 1
+
+    def known(self) -> Any:
+        """The value of this version, if it was computed."""
+        return self.value[1] if self.value is not None and self.value[0] == self.version else None
 
     def touched(self) -> bool | None:
         """Whether it holds updates after this section; None if the section left it alone."""

@@ -176,13 +176,17 @@ class Impatient(L.Callback):
             self.found.append(dict(run.progress_bar_metrics))
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_one_device_may_ask_first(rank):
-    alone = looked(fit(Measures(), callbacks=[Impatient(0)]))
-    if rank == 2:  # the second device of the last stage cannot compute alone
-        pytest.skip("a device of a shared last stage must not ask alone")
-    layout = "two replicas" if rank == 0 else "pipeline"
-    found = fit_ranks(layout, Measures, looked, callbacks=lambda: [Impatient(rank)])
+class Ends(Measures):
+    def on_train_epoch_end(self):
+        self.log("end", self.trainer.callback_metrics["mean"])
+
+
+@pytest.mark.parametrize("rank", [0, 2])  # in front of the last stage, and one of its devices
+@pytest.mark.parametrize("make", [Measures, Ends])
+def test_one_device_may_ask_first(make, rank):
+    alone = looked(fit(make(), callbacks=[Impatient(0)]))
+    found = fit_ranks("two replicas", make, looked, callbacks=lambda: [Impatient(rank)])
+    assert len(alone) == 2
     for one, other in zip(found[rank], alone, strict=True):
         assert one == pytest.approx(other)
 
