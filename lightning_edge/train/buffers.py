@@ -21,6 +21,7 @@ __all__ = ["Buffers"]
 
 SMALL_BYTES = 64 << 10  # not worth keeping: malloc has such memory at hand
 IDLE_CALLS = 64  # what was not wanted for so many calls is given back
+IDLE_BYTES = 32 << 20  # and of the rest what is more than this: small devices need their memory
 
 # Private, but what torch's own memory pools go by; without it every buffer is fresh.
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
@@ -67,15 +68,22 @@ class Buffers:
         return sum(piece.storage.nbytes() for piece in self._pieces)
 
     def _find(self, size: int) -> _Piece | None:
-        # A piece is given back after IDLE_CALLS, or is its user's alone if it is still in use then.
-        oldest = self._calls - IDLE_CALLS
-        self._pieces = [piece for piece in self._pieces if piece.last_call >= oldest]
-        fitting = [p for p in self._pieces if size <= p.storage.nbytes() <= 2 * size]
-        return min(
-            (piece for piece in fitting if piece.is_free()),
-            key=lambda piece: int(piece.storage.nbytes()),
-            default=None,
-        )
+        best, kept, idle_bytes = None, list[_Piece](), 0
+        for piece in sorted(self._pieces, key=lambda piece: -piece.last_call):
+            nbytes = int(piece.storage.nbytes())
+            # What is in use for so long belongs to its user, and is not looked at again.
+            if self._calls - piece.last_call > IDLE_CALLS:
+                continue
+            if piece.is_free():
+                fits = size <= nbytes <= 2 * size
+                if fits and (best is None or nbytes < best.storage.nbytes()):
+                    best = piece
+                idle_bytes += nbytes
+                if idle_bytes > IDLE_BYTES and piece is not best:
+                    continue
+            kept.append(piece)
+        self._pieces = kept
+        return best
 
     def _make(self, size: int) -> _Piece:
         assert _use_count is not None
