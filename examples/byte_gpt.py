@@ -161,7 +161,7 @@ class StandardLibrary(L.LightningDataModule):
         self,
         context: int = 128,
         batch_rows: int = 16,
-        train_bytes: int = 800_000,
+        train_bytes: int = 640_000,
         val_bytes: int = 64_000,
     ) -> None:
         super().__init__()

@@ -15,8 +15,8 @@ def main() -> None:
     if trainer.is_global_zero:
         # An ordinary checkpoint: nothing below knows that it was trained in parts.
         model = ByteGPT.load_from_checkpoint(train_edge.HERE / "outputs" / "byte_gpt.ckpt")
-        for start in ("import ", "def ", "class "):
-            print("-" * 80, model.eval().generate(start, count=160), sep="\n")
+        for seed, start in enumerate(("import ", "def ", "class ")):
+            print("-" * 80, model.eval().generate(start, count=120, seed=seed), sep="\n")
 
 
 if __name__ == "__main__":
