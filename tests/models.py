@@ -257,7 +257,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Batch], tu
     "gpt2": (lambda: _gpt2(0.0), _text, ("model.transformer.h.1", "model.transformer.h.3")),
     "gpt2-dropout": (lambda: _gpt2(0.1), _text, ("model.transformer.h.1", "model.transformer.h.3")),
     "llama": (_llama, _text, ("model.model.layers.1", "model.model.layers.3")),
-    "bert": (lambda: _bert(0.0), _classes, ("model.bert.encoder.layer.1", "model.bert.encoder.layer.3")),
+    "bert": (
+        lambda: _bert(0.0),
+        _classes,
+        ("model.bert.encoder.layer.1", "model.bert.encoder.layer.3"),
+    ),
     "bert-dropout": (
         lambda: _bert(0.1),
         _classes,
