@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from lightning_edge.errors import DataError, TransportError
 from lightning_edge.train.codec import decode, encode
 from lightning_edge.train.microbatch import BatchRows
@@ -114,9 +112,8 @@ class Post:
 
     def send(self, messages: Sequence[tuple[int, Message]], what: str) -> None:
         """Send a message to each of several ranks."""
-        with torch.inference_mode(False):
-            for peer, message in messages:
-                self._transport.send(peer, Channel.DATA, message, what=what)
+        for peer, message in messages:
+            self._transport.send(peer, Channel.DATA, message, what=what)
 
     def take(self, number: int, round_: int, what: str) -> Parcel:
         """Wait for the next parcel of a loader's round.
@@ -153,10 +150,10 @@ class Post:
         text = (
             f"a batch of {what} data, which rank {self._owner} loads (a slow loader needs timeout=)"
         )
-        # A batch for the training loop may arrive while validation runs in inference mode.
-        with torch.inference_mode(False):
-            message = self._transport.receive(self._owner, Channel.DATA, what=text)
-            session, parcel = Parcel.from_message(message)
+        # It may be a batch for the training loop while validation runs in inference mode: the
+        # transport makes normal tensors of it all the same.
+        message = self._transport.receive(self._owner, Channel.DATA, what=text)
+        session, parcel = Parcel.from_message(message)
         shelf = self._shelves.get(parcel.loader)
         if session == self.session and shelf is not None:
             shelf.append(parcel)
