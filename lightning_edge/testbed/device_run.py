@@ -140,7 +140,9 @@ class DeviceRun:
     def result(self, lines: tuple[str, ...]) -> DeviceResult:
         """Return what it did; before `close`, after `kill`."""
         probe, power = self.probe, self.device.power
-        source = "no power curve: give power=2W-8W, or a board" if power is None else power.source
+        source = "not emulated: it has no power curve (power=2W-8W, or a board)"
+        if power is not None:
+            source = f"emulated; {power.source}"
         return DeviceResult(
             rank=self._rank,
             exit_code=self._exit_code,
@@ -153,7 +155,7 @@ class DeviceRun:
             memory_peak_bytes=max(probe.memory_peak_bytes, self.group.memory_peak_bytes()),
             anonymous_peak_bytes=probe.anonymous_peak_bytes,
             energy_j=None if probe.meter is None else probe.meter.joules,
-            energy_source=f"emulated; {source}",
+            energy_source=source,
             steps=self.steps.count,
             step_s=self.steps.median_s,
             lines=lines,
