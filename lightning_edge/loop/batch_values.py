@@ -52,13 +52,17 @@ class BatchValues:
         """A metric is called; the last call of a micro-batch counts, as it does in one process."""
         self._latest[path] = inputs
 
-    def micro_batch(self, calls: Sequence[Logged]) -> None:
+    def begin_micro_batch(self) -> None:
+        """Forget calls that were not part of one."""
+        self._latest.clear()
+
+    def end_micro_batch(self, calls: Sequence[Logged]) -> None:
         """A micro-batch, which logged `calls`, is over."""
         for path in dict.fromkeys(c.metric for c in calls if c.metric and c.options["on_step"]):
             wanted = self._inputs.setdefault(path, [])
             if path in self._latest:
                 wanted.append(tree_map_only(Tensor, Tensor.detach, self._latest[path]))
-        self._latest = {}
+        self._latest.clear()
 
     def report(self, watched: Mapping[str, Watched]) -> dict[str, Any]:
         """By path of each metric wanted per step: its value, or with several devices its states."""

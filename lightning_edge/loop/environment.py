@@ -10,7 +10,9 @@ with Trainer(devices=1) or "auto".
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import sys
 from collections import Counter
@@ -22,9 +24,8 @@ import lightning.fabric.utilities.rank_zero as fabric_rank_zero
 import lightning.pytorch.utilities.rank_zero as pytorch_rank_zero
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-from lightning_edge.errors import ConfigMismatchError, UnsupportedError
+from lightning_edge.errors import ConfigMismatchError, TransportError, UnsupportedError
 
 __all__: list[str] = []
 
@@ -76,7 +77,7 @@ class EdgeEnvironment(ClusterEnvironment):
         if "MASTER_PORT" in os.environ:
             return _number("MASTER_PORT")
         if self._port is None:
-            self._port = find_free_network_port()
+            self._port = free_port()
         return self._port
 
     def world_size(self) -> int:
@@ -126,6 +127,20 @@ class EdgeEnvironment(ClusterEnvironment):
                 f" (devices={self.world_size()}), which now run this Trainer with"
                 f" devices={num_devices}: use the same number for all Trainers of a script."
             )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on.
+
+    Not one of those that the system gives to outgoing connections (from 32768 on Linux): between
+    here and its use, seconds later, such a one may be taken.
+    """
+    tried = random.Random().sample(range(20000, 32000), 100)  # not the user's stream of numbers
+    for port in tried:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", port))
+            return port
+    raise TransportError(f"none of the ports {min(tried)} to {max(tried)} seems to be free")
 
 
 def set_rank_zero(rank: int) -> None:

@@ -315,8 +315,8 @@ class CopyLauncher(_MultiProcessingLauncher):
         assert parent.pid is not None
         threading.Thread(target=_end_after, args=(parent.pid,), daemon=True).start()
         super()._wrapping_function(process_idx, *args, **kwargs)
-        # Such processes end without atexit, where the strategy would say goodbye to the others.
-        getattr(self._strategy, "_end", lambda: None)()
+        # Such processes end without atexit, where the strategy would leave the others in order.
+        getattr(self._strategy, "disconnect", lambda: None)()
 
     def _collect_rank_zero_results(self, trainer: pl.Trainer, results: Any) -> Any:
         module = trainer.lightning_module

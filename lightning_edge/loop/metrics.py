@@ -116,6 +116,7 @@ class MetricWatch:
             self._epoch = epoch
             self.refresh()
         self.begin_section()
+        self._section = "step"
 
     def begin_section(self) -> None:
         """User code that only some devices run begins (every device says so)."""
@@ -127,15 +128,15 @@ class MetricWatch:
     @contextmanager
     def micro_batch(self, calls: Sequence[Logged]) -> Iterator[None]:
         """Round the user's step for one micro-batch; `calls` grows with what it logs."""
-        before, self._section = len(calls), "step"
+        before = len(calls)
+        self._batch.begin_micro_batch()
         try:
             yield
         finally:
-            self._section = None
             if not self._is_last:  # what was computed in front of the model is not a state
                 for watched in self._watched.values():
                     watched.undo_updates()
-        self._batch.micro_batch(calls[before:])
+        self._batch.end_micro_batch(calls[before:])
 
     @contextmanager
     def body(self, peers: Sequence[int]) -> Iterator[None]:
@@ -181,6 +182,7 @@ class MetricWatch:
 
     def end_section(self) -> None:
         """Updates up to here belong to the section; later ones are made on all devices."""
+        self._section = None
         for watched in self._watched.values():
             watched.seen = watched.updates()
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,6 +20,7 @@ from lightning_edge.errors import ConfigMismatchError, UnsupportedError
 from lightning_edge.loop.environment import (
     EdgeEnvironment,
     device_name,
+    free_port,
     refuse_pytorch_lightning,
     root_device,
     set_rank_zero,
@@ -77,7 +80,7 @@ def test_without_anything_there_are_as_many_processes_as_devices():
     assert not environment.creates_processes_externally
     assert (environment.global_rank(), environment.world_size()) == (0, 3)
     assert environment.main_address == "127.0.0.1"
-    assert environment.main_port == environment.main_port > 1023
+    assert environment.main_port == environment.main_port > 0
 
 
 @pytest.mark.parametrize("given", ["RANK", "WORLD_SIZE"])
@@ -110,6 +113,16 @@ def test_processes_that_are_surely_coming_are_given_time(monkeypatch):
     monkeypatch.setenv("LIGHTNING_EDGE_PARENT", "1")
     assert EdgeEnvironment().patience(minute) == timedelta(minutes=30)
     assert EdgeEnvironment().patience(hour) == hour
+
+
+def test_a_free_port_is_not_one_for_outgoing_connections():
+    numbers = random.getstate()
+    ports = {free_port() for _ in range(5)}
+    assert random.getstate() == numbers
+    assert len(ports) > 1
+    assert all(20000 <= port < 32000 for port in ports)
+    with socket.socket() as listener:
+        listener.bind(("", ports.pop()))
 
 
 def test_ranks_are_set_wherever_lightning_looks():
