@@ -152,28 +152,27 @@ class Feed:
             self._post.expect(number, edge_loader)
         return edge_loader
 
-    def _agree(self, own: dict[str, Any], what: str) -> dict[str, Any]:
+    def _agree(self, card: dict[str, Any], what: str) -> dict[str, Any]:
+        """Return what all ranks know of a loader from then on."""
+        cards = [card]
         if self._post is not None and self.every:
-            cards = self.transport.all_gather(own)
-            problems = {card["problem"] for card in cards if card["problem"]}
-            lengths = {card["length"] for card in cards}
-            if not problems and len(lengths) > 1:
-                said = zip(self.transport.names, (card["length"] for card in cards), strict=True)
-                problems = {", ".join(f"{name} has {n} {what} batches" for name, n in said)}
-                problems = {f'with data="every" all need the same, but {problems.pop()}'}
+            cards = self.transport.all_gather(card)
         elif self._post is not None:
             if self.loads:
                 session = self._post.session or int.from_bytes(os.urandom(4), "little")
-                own |= {"session": session, "window": self._post.loaders + 2}
-            own = self.transport.broadcast(own, src=self.owner)
-            self._post.session = own["session"]
-            self._post.open(own["window"])
-            problems = {own["problem"]} - {None}
-        else:
-            problems = {own["problem"]} - {None}
+                card |= {"session": session, "window": self._post.loaders + 2}
+            cards = [self.transport.broadcast(card, src=self.owner)]
+            self._post.session = cards[0]["session"]
+            self._post.open(cards[0]["window"])
+        problems = [other["problem"] for other in cards if other["problem"]]
+        lengths = [other["length"] for other in cards]
+        if not problems and len(set(lengths)) > 1:
+            said = zip(self.transport.names, lengths, strict=True)
+            text = ", ".join(f"{name} has {number} {what} batches" for name, number in said)
+            problems = [f'with data="every" all need the same, but {text}']
         if problems:
-            raise DataError("; ".join(sorted(problems)))
-        return own
+            raise DataError("; ".join(dict.fromkeys(problems)))
+        return cards[0]
 
     def sample(self, source: Any, *, sequential: bool) -> tuple[Any, RowsTree]:
         """Return the first batch of a loop, whole and the same on all ranks.
@@ -197,7 +196,8 @@ class Feed:
             if self.compares:
                 copies.align(self.transport, None)
             if self.loads:
-                batch, parts, arrange = self.first_batches.sample(source, sequential)
+                parts, arrange = self.first_batches.sample(source, sequential)
+                batch = arrange([part for _, part in parts])
                 tree = as_tree(arrange([self._whole(*part) for part in parts]))
                 found = [None, batch, tree_to_plain(tree)]
                 if not self.alone:
@@ -245,7 +245,7 @@ class Feed:
         self.first_batches.close()
         self.handed = []
         if orderly and self._post is not None and not self.every:
-            self._post.clear(receives=not self.loads)
+            self._post.clear()
 
 
 def _owner(data: str | Mapping[str, int], world_size: int) -> int:
@@ -264,7 +264,9 @@ def _card(loader: Any, name: str) -> dict[str, Any]:
     """What has to be known of a loader on all ranks."""
     stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
     card: dict[str, Any] = {"length": None, "stateful": stateful, "problem": None}
-    for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)):
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    inner = getattr(batch_sampler, "sampler", None)
+    for sampler in (getattr(loader, "sampler", None), batch_sampler, inner):
         replicas = getattr(sampler, "num_replicas", 1)
         if isinstance(sampler, DistributedSampler) and replicas > 1:
             card["problem"] = (

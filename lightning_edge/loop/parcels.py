@@ -58,8 +58,9 @@ class Parcel:
         """
         rows = self.rows.to_plain() if self.rows is not None else None
         head = [session, self.loader, self.round, self.index, rows, self.indices, self.problem]
-        message = encode(self.batch, what)
-        message.meta["parcel"] = encode(head).meta["tree"]
+        message, label = encode(self.batch, what), encode(head)
+        message.meta["label"] = label.meta["tree"]
+        message.tensors.update({f"label {key}": value for key, value in label.tensors.items()})
         return message
 
     @staticmethod
@@ -70,7 +71,9 @@ class Parcel:
             TransportError: The message is not a parcel.
         """
         try:
-            head = decode(Message({"tree": message.meta.pop("parcel")}, {}))
+            of_label = [key for key in message.tensors if key.startswith("label ")]
+            tensors = {key.removeprefix("label "): message.tensors.pop(key) for key in of_label}
+            head = decode(Message({"tree": message.meta.pop("label")}, tensors))
             session, loader, number, index, rows, indices, problem = head
             found = BatchRows.from_plain(rows) if rows is not None else None
         except (LookupError, TypeError, ValueError) as error:
@@ -136,14 +139,15 @@ class Post:
                     )
             self._receive(what)
 
-    def clear(self, receives: bool) -> None:
+    def clear(self) -> None:
         """Say, or wait to hear, that no parcel of this session follows."""
         if self._window == 0:
             return
-        farewell = Parcel(NO_LOADER, 0, 0).to_message(self.session, "the end of the data")
-        if not receives:
+        if self._transport.rank == self._owner:
+            farewell = Parcel(NO_LOADER, 0, 0).to_message(self.session, "the end of the data")
             self.send([(peer, farewell) for peer in self.peers], "the end of the data")
-        while receives and self._receive("no more") != (self.session, NO_LOADER):
+            return
+        while self._receive("no more") != (self.session, NO_LOADER):
             pass
 
     def _receive(self, what: str) -> tuple[int, int]:

@@ -2,10 +2,9 @@
 
 The set-up needs a real batch to find out what the model does. Taking one must leave no trace:
 
-    data               the first batch comes from                          left behind
-    map-style          dataset[i] and collate_fn, in this process           nothing
-    anything else      a real iterator                                     the iterator, which the
-                                                                            first round continues
+    data            the first batch comes from                      left behind
+    map-style       dataset[i] and collate_fn, in this process      nothing
+    anything else   a real iterator                                 it; the first round continues it
 
 Random streams are put back behind it in both cases, and no worker is started for map-style data.
 """
@@ -14,13 +13,18 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.data import _auto_add_worker_init_fn
-from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
+from lightning.fabric.utilities.data import _auto_add_worker_init_fn, sized_len
+from lightning.pytorch.trainer.connectors.data_connector import (
+    _DataLoaderSource,
+    _request_dataloader,
+)
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils._pytree import tree_unflatten
 from torch.utils.data import (
@@ -48,37 +52,38 @@ class FirstBatches:
         self._kept: list[tuple[Any, Iterator[Any]]] = []
         self._stashed: list[Any] = []
 
-    def sample(self, source: Any, sequential: bool) -> tuple[Any, list[tuple[Any, Any]], Any]:
-        """Return the first batch that a loop would get from its loaders.
+    def sample(
+        self, source: Any, sequential: bool
+    ) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
+        """Return the parts of the first batch that a loop would get from its loaders.
 
         Args:
             source: A loop's data source, a loader, or a collection of loaders.
             sequential: The loop goes through its loaders one after the other.
 
         Returns:
-            The batch; (loader, its part of the batch) for each loader that feeds it; and a function
-            that arranges one value per loader as the batch is arranged.
+            (loader, its part) for each loader that feeds the batch, and a function that arranges
+            one value per loader as they stand in the batch.
 
         Raises:
             DataError: There is no batch.
         """
-        loaders = _request_dataloader(source) if hasattr(source, "is_module") else source
+        hooked = isinstance(source, _DataLoaderSource)
+        loaders = _request_dataloader(source) if hooked else source
         kept = len(self._kept)
         combined: Any = loaders
         if not isinstance(loaders, CombinedLoader):
             combined = CombinedLoader(loaders, "sequential" if sequential else "max_size_cycle")
         flat = [getattr(loader, "unwrapped", loader) for loader in combined.flattened]
-        if combined._mode == "sequential":
-            parts = [(loader, self._first(loader)) for loader in _first_filled(flat)]
-            arrange = _only
-        else:
-            parts = [(loader, self._first(loader)) for loader in flat]
-            arrange = _Arrange(combined._spec)
-        if not parts:
+        if not flat:
             raise DataError("there is no DataLoader to take a first batch from")
-        if len(self._kept) > kept and hasattr(source, "is_module") and source.is_module():
+        arrange: Callable[[list[Any]], Any] = partial(tree_unflatten, treespec=combined._spec)
+        if combined._mode == "sequential":
+            flat, arrange = [_first_filled(flat)], itemgetter(0)
+        parts = [(loader, self._first(loader)) for loader in flat]
+        if len(self._kept) > kept and hooked and source.is_module():
             self._stash(source, loaders)
-        return arrange([batch for _, batch in parts]), parts, arrange
+        return parts, arrange
 
     def _first(self, loader: Any) -> Any:
         if is_map_style(loader):
@@ -122,8 +127,8 @@ class FirstBatches:
     def iterator(self, loader: Any) -> Iterator[Any]:
         """Begin a round over a loader; goes on with the iterator that was kept, if there is one."""
         for place, (sampled, iterator) in enumerate(self._kept):
-            dataset = getattr(sampled, "dataset", None)
-            if sampled is loader or (dataset is not None and dataset is _dataset(loader)):
+            dataset = getattr(sampled, "dataset", self)
+            if sampled is loader or dataset is getattr(loader, "dataset", None):
                 del self._kept[place]
                 if isinstance(loader, DataLoader):
                     # What iter(loader) would draw now for the seeds of its workers.
@@ -142,33 +147,8 @@ class FirstBatches:
         self._kept, self._stashed = [], []
 
 
-class _Arrange:
-    """Arranges one value per loader as a CombinedLoader arranges its batches."""
-
-    def __init__(self, spec: Any) -> None:
-        self._spec = spec
-
-    def __call__(self, values: list[Any]) -> Any:
-        return tree_unflatten(values, self._spec)
-
-
-def _only(values: list[Any]) -> Any:
-    return values[0]
-
-
-def _first_filled(loaders: list[Any]) -> list[Any]:
-    for loader in loaders:
-        try:
-            empty = len(loader) == 0
-        except (TypeError, NotImplementedError):
-            empty = False
-        if not empty:
-            return [loader]
-    return loaders[:1]
-
-
-def _dataset(loader: Any) -> Any:
-    return getattr(loader, "dataset", None)
+def _first_filled(loaders: list[Any]) -> Any:
+    return next((loader for loader in loaders if sized_len(loader) != 0), loaders[0])
 
 
 def is_map_style(loader: Any) -> bool:
@@ -215,7 +195,8 @@ def _first_index(loader: DataLoader[Any]) -> Any:
         if number == 0 or (loader.drop_last and number < loader.batch_size):
             raise StopIteration
         return list(range(number))
-    return next(iter(loader.batch_sampler or loader.sampler))
+    batched = loader.batch_sampler is not None
+    return next(iter(loader.batch_sampler if batched else loader.sampler))  # type: ignore[arg-type]
 
 
 def _fetch(loader: DataLoader[Any], dataset: Any, index: Any) -> Any:
