@@ -189,7 +189,9 @@ class EdgeCollabStrategy(ParallelStrategy):
         super().setup_environment()
         set_rank_zero(self.global_rank)
         if self._connection is None:
-            self._connection = Connection(self._environment, self._options.timeout)
+            self._connection = Connection(
+                self._environment, self._options.timeout, self.root_device
+            )
 
     @override
     def model_to_device(self) -> None:

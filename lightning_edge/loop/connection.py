@@ -6,6 +6,7 @@ import atexit
 import sys
 from datetime import timedelta
 
+import torch
 from torch._C._distributed_c10d import HashStore
 
 from lightning_edge.loop.environment import EdgeEnvironment, device_name, unique_names
@@ -21,13 +22,16 @@ class Connection:
     Args:
         environment: Knows the ranks.
         timeout: Longest wait for another device.
+        device: Where this rank computes; messages for it are staged.
 
     Attributes:
         transport: Carries messages.
         names: The devices' names by rank, made unique.
     """
 
-    def __init__(self, environment: EdgeEnvironment, timeout: timedelta) -> None:
+    def __init__(
+        self, environment: EdgeEnvironment, timeout: timedelta, device: torch.device
+    ) -> None:
         if environment.world_size() == 1:
             self.names: tuple[str, ...] = (device_name(),)
             self.transport = Transport(HashStore(), 0, 1, timeout=timeout, names=self.names)
@@ -36,7 +40,9 @@ class Connection:
         store.set(f"lightning_edge/name/{rank}", device_name())
         given = [store.get(f"lightning_edge/name/{r}").decode() for r in range(world_size)]
         self.names = unique_names(given)
-        self.transport = Transport(store, rank, world_size, timeout=timeout, names=self.names)
+        self.transport = Transport(
+            store, rank, world_size, timeout=timeout, names=self.names, device=device
+        )
         atexit.register(self.end)
 
     def end(self) -> None:
