@@ -94,7 +94,8 @@ class EpochEndHooks:
             recorder.send({"changes": changes.found()})
             records = recorder.collect()
         recorder.forget(step)
-        changes.make(records[self._peers[0]]["changes"])
+        for peer in reversed(self._peers):  # where two disagree, the first has the last word
+            changes.make(records[peer]["changes"])
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Stack the tensors of the devices that run the hook; with one device, the tensor as it is.

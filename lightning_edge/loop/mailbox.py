@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning_edge.train.codec import decode, encode
 from lightning_edge.train.transport import Channel, Transport
@@ -17,6 +18,7 @@ __all__: list[str] = []
 
 # At most this many messages wait unread at a device before the sender waits for it.
 WINDOW = 16
+_runs: WeakKeyDictionary[Transport, int] = WeakKeyDictionary()  # mailboxes made so far
 
 
 class Mailbox:
@@ -29,7 +31,11 @@ class Mailbox:
 
     def __init__(self, transport: Transport | None, rank: int) -> None:
         self._transport, self._rank = transport, rank
-        self._shelf: dict[int, dict[tuple[str, Hashable], Any]] = {}
+        # A message of an earlier run that nobody asked for may still be in a stream.
+        self._run = 0
+        if transport is not None:
+            self._run = _runs[transport] = _runs.get(transport, 0) + 1
+        self._shelf: dict[int, dict[tuple[Any, ...], Any]] = {}
 
     def open(self, senders: Iterable[int], everyone: Iterable[int]) -> None:
         """Open the streams from each of `senders` to `everyone` that start or end here."""
@@ -44,7 +50,7 @@ class Mailbox:
         for peer in peers:
             if peer != self._rank:
                 assert self._transport is not None, "several devices need a transport"
-                message = encode([kind, key, obj]) if message is None else message
+                message = encode([self._run, kind, key, obj]) if message is None else message
                 self._transport.send(peer, Channel.RECORD, message, what=what)
 
     def take(self, peer: int, kind: str, key: Hashable, what: str) -> Any:
@@ -56,8 +62,9 @@ class Mailbox:
         shelf = self._shelf.setdefault(peer, {})
         while (kind, key) not in shelf:
             assert self._transport is not None, "several devices need a transport"
-            found, name, obj = decode(self._transport.receive(peer, Channel.RECORD, what=what))
-            shelf[found, name] = obj
+            run, *name, obj = decode(self._transport.receive(peer, Channel.RECORD, what=what))
+            if run == self._run:
+                shelf[tuple(name)] = obj
         return shelf.pop((kind, key))
 
     def drop(self, kind: str, older_than: tuple[str, int]) -> None:

@@ -105,6 +105,11 @@ class MetricWatch:
         """The metric under a path; see `path_of`."""
         if path not in self._watched:
             self.refresh()
+        if path not in self._watched:
+            raise UnsupportedError(
+                f"the metric {path!r} exists on the last stage's devices only: create all metrics"
+                " in __init__, setup or configure_model, which every device runs to their end."
+            )
         return self._watched[path].metric
 
     # -- sections: user code that only some devices run ------------------------------------------
@@ -121,6 +126,7 @@ class MetricWatch:
     def begin_section(self) -> None:
         """User code that only some devices run begins (every device says so)."""
         self._batch.start()
+        self._busy = 0
         for watched in self._watched.values():
             watched.catch_up()
             watched.was_reset = False

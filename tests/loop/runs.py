@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,10 +67,8 @@ def trainer(strategy: Any, **options: Any) -> L.Trainer:
 
 
 def fit(module: L.LightningModule, strategy: Any = "auto", **options: Any) -> L.Trainer:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run = trainer(strategy, **options)
-        run.fit(module, DataLoader(data(), BATCH), DataLoader(data(), BATCH))
+    run = trainer(strategy, **options)
+    run.fit(module, DataLoader(data(), BATCH), DataLoader(data(), BATCH))
     return run
 
 

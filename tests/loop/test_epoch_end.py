@@ -14,6 +14,8 @@ from lightning_edge.loop.epoch_end import EpochEndHooks
 from tests.loop.runs import BATCH, CLASSES, LAYOUTS, ROWS, Net, fit, fit_ranks
 from tests.loop.test_records import assert_same, logged
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # Trainers have much to say
+
 ONE_LAST = ["one device", "pipeline", "last stage first", "a replica without rows"]
 
 
@@ -248,3 +250,16 @@ def test_an_error_in_a_hook_keeps_its_traceback_and_undoes_the_section():
     assert "on_validation_epoch_end" in [entry.frame.code.name for entry in found.traceback]
     assert BATCH < ROWS
     assert isinstance(Fails(), L.LightningModule)
+
+
+def test_what_only_one_of_several_devices_decides_counts_too():
+    class Second(Decides):
+        def on_train_epoch_end(self):
+            if self.trainer.strategy.rank == 2:
+                self.trainer.should_stop = True
+                self.optimizers().param_groups[0]["lr"] = 0.5
+            else:
+                self.optimizers().param_groups[0]["lr"] = 0.25
+
+    found = fit_ranks("two replicas", Second, decided, max_epochs=lambda: 3)
+    assert [(one["epochs"], one["lr"]) for one in found] == [(1, 0.25)] * 3

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 
 import lightning as L
 import pytest
@@ -23,6 +22,8 @@ from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop.metric_states import blank_copy, merged, states_of
 from tests.loop.runs import CLASSES, LAYOUTS, Net, fit, fit_ranks
 from tests.loop.test_records import assert_same, logged
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Trainers have much to say
 
 
 class ListOfAny(Metric):
@@ -104,8 +105,7 @@ def alone():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_metrics_have_one_value_everywhere(alone, layout):
-    with warnings.catch_warnings():
-        found = fit_ranks(layout, Measures, logged)
+    found = fit_ranks(layout, Measures, logged)
     for one in found:
         assert one == found[0]
         assert_same(one, alone)

@@ -16,6 +16,8 @@ from lightning_edge.loop.records import Recorder
 from tests.loop.fakes import SlicingStrategy, run_ranks
 from tests.loop.runs import LAYOUTS, Net, data, fit, fit_ranks, trainer
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # Trainers have much to say
+
 
 class Logs(Net):
     def training_step(self, batch, batch_idx):

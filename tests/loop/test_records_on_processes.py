@@ -16,6 +16,8 @@ from tests.loop.test_epoch_end import Lists
 from tests.loop.test_metrics import Measures
 from tests.loop.test_records import assert_same, logged
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # Trainers have much to say
+
 FIRST, LAST = {"devices": {0: 1.0}}, {"start": "net.2", "devices": {1: 1.0}}
 LAYOUTS = {
     "1-1": (2, [FIRST, LAST]),
