@@ -134,10 +134,11 @@ class ScriptLauncher(_SubprocessScriptLauncher):
         if not self.cluster_environment.creates_processes_externally:
             os.environ[PARENT_VARIABLE] = str(os.getpid())
             os.environ["LOCAL_WORLD_SIZE"] = str(self.num_processes)
+            # before the others start, as they take their number of threads from here
+            _set_num_threads_if_needed(num_processes=self.num_processes)
             self._call_children_scripts()
             os.environ["RANK"] = "0"  # the others take theirs from LOCAL_RANK
             atexit.register(wait_for, self.procs)
-        _set_num_threads_if_needed(num_processes=self.num_processes)
         busy = threading.Event()
         busy.set()
         for rank, process in enumerate(self.procs, start=1):
