@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_edge.testbed.cgroups import Group
+from lightning_edge.testbed.device_run import DeviceRun
 from lightning_edge.testbed.faults import Action, Fault
 from lightning_edge.testbed.network import Network
 from lightning_edge.testbed.resolve import Pool
@@ -18,13 +18,13 @@ class Controls:
     Args:
         pool: The devices.
         network: Their links.
-        groups: Their processes, in the order of their ranks.
+        devices: Their processes, in the order of their ranks.
     """
 
-    def __init__(self, pool: Pool, network: Network, groups: Sequence[Group]) -> None:
+    def __init__(self, pool: Pool, network: Network, devices: Sequence[DeviceRun]) -> None:
         self._pool = pool
         self._network = network
-        self._groups = tuple(groups)
+        self._devices = tuple(devices)
         ranks = range(len(pool.devices))
         self._rates_mbit = [network.rate_mbit(rank) for rank in ranks]
         self._medium_mbit = network.medium_mbit()
@@ -34,8 +34,9 @@ class Controls:
     def carry_out(self, fault: Fault, time_s: float) -> None:
         """Do to a device what the fault says, `time_s` seconds after the start."""
         rank = self._pool.index(fault.device)
-        group = self._groups[rank]
+        device, group = self._devices[rank], self._devices[rank].group
         if fault.action is Action.KILL:
+            device.killed = device.ended_s is None
             group.kill()
         elif fault.action is Action.FREEZE:
             group.freeze(True)
@@ -46,10 +47,10 @@ class Controls:
             self._network.set_connected(rank, False)
         elif fault.action is Action.RESTORE:
             group.freeze(False)
-            group.limit_cores(self._pool.devices[rank].cores)
+            device.slow_down(1.0)
             self._restore_link(rank, time_s)
         elif fault.cpu_factor is not None:
-            group.limit_cores((self._pool.devices[rank].cores or 1.0) * fault.cpu_factor)
+            device.slow_down(fault.cpu_factor)
         elif fault.link_mbit is not None:
             self._slowed.add(rank)
             self._set_rate(rank, fault.link_mbit)

@@ -53,8 +53,7 @@ class DeviceRun:
         self._group_folders = cgroups.folders(name)
         self.group = cgroups.create(name)
         self._free = free_start
-        if device.cores is not None and not free_start:
-            self.group.limit_cores(device.cores)
+        self.slow_down(1.0)
         if device.memory_bytes is not None:
             self.group.limit_memory(device.memory_bytes)
         cores = float(device.threads) if device.cores is None else device.cores
@@ -92,12 +91,21 @@ class DeviceRun:
         )
         return self._process
 
+    def slow_down(self, factor: float) -> None:
+        """Give it this part of its CPU quota; 1 is all of it."""
+        self._factor = factor
+        cores = self.device.cores
+        if not self._free and (cores is not None or factor != 1):
+            self.group.limit_cores((cores or 1.0) * factor)
+        elif not self._free:
+            self.group.limit_cores(None)
+
     def listen(self) -> None:
         """Read what it has announced; its quota begins with the first word."""
         self.steps.update()
         if self._free and self.steps.ready:
             self._free = False
-            self.group.limit_cores(self.device.cores)
+            self.slow_down(self._factor)
 
     def poll(self, time_s: float) -> bool:
         """Return whether its process has ended; `time_s` is the time since the start."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning_edge.testbed.cgroups import Cgroups
 from lightning_edge.testbed.controls import Controls
 from lightning_edge.testbed.device_run import DeviceRun
-from lightning_edge.testbed.faults import Action, Fault, Timeline
+from lightning_edge.testbed.faults import Fault, Timeline
 from lightning_edge.testbed.network import Network
 from lightning_edge.testbed.output import Output, Printer
 from lightning_edge.testbed.resolve import Pool
@@ -73,8 +73,10 @@ class Run:
             DeviceRun(slot, pool, rank, cgroups, number, free_start=settings.free_start)
             for rank in ranks
         ]
-        self._controls = Controls(pool, network, [device.group for device in self._devices])
-        self._timeline = Timeline(settings.faults, self._carry_out)
+        self._controls = Controls(pool, network, self._devices)
+        self._timeline = Timeline(
+            settings.faults, lambda fault: self._controls.carry_out(fault, self._now_s())
+        )
         probes = [device.probe for device in self._devices]
         self._sampler = Sampler(Path("/run/netns") / slot.hub, probes)
         self._output = Output(settings.printer)
@@ -102,11 +104,6 @@ class Run:
 
     def _now_s(self) -> float:
         return time.monotonic() - self._start_s
-
-    def _carry_out(self, fault: Fault) -> None:
-        if fault.action is Action.KILL:
-            self._devices[self._pool.index(fault.device)].killed = True
-        self._controls.carry_out(fault, self._now_s())
 
     def _last_step(self, name: str) -> int:
         return self._devices[self._pool.index(name)].steps.last

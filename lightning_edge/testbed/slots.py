@@ -71,10 +71,14 @@ def claim() -> Slot:
         for number in range(SLOTS):
             slot = Slot(number)
             if not slot.folder.exists():
-                slot.folder.mkdir(parents=True)
-                owner = {"pid": os.getpid(), "started": _started(os.getpid())}
-                (slot.folder / "owner.json").write_text(json.dumps(owner))
-                find_cgroups().reserve(str(number))
+                try:
+                    slot.folder.mkdir(parents=True)
+                    owner = {"pid": os.getpid(), "started": _started(os.getpid())}
+                    (slot.folder / "owner.json").write_text(json.dumps(owner))
+                    find_cgroups().reserve(str(number))
+                except BaseException:
+                    _remove(slot)
+                    raise
                 return slot
     raise TestbedError(f"{SLOTS} testbeds are running on this machine, which is all there can be")
 

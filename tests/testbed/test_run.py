@@ -132,6 +132,7 @@ def test_a_cut_device_is_connected_again_for_the_next_run():
         bed.run([sys.executable, "-c", CHATTER], timeout_s=30).check()
 
 
+@pytest.mark.slow
 def test_a_link_is_slowed_and_comes_back():
     traffic = str(Path(__file__).parent / "programs" / "traffic.py")
     with Testbed([DeviceSpec("a", link_mbit=40.0), DeviceSpec("b")]) as bed:
@@ -139,8 +140,9 @@ def test_a_link_is_slowed_and_comes_back():
             [sys.executable, traffic, "1-", "1.5"], faults=["slow:a=4mbit@0s"], timeout_s=40
         ).check()
         fast = bed.run([sys.executable, traffic, "1-", "1.5"], timeout_s=40).check()
-    rates = [float(run.devices["b"].lines[-1].split()[2]) for run in (slow, fast)]
-    assert rates == pytest.approx([4 * 0.956, 40 * 0.956], rel=0.1)
+    slow_mbit, fast_mbit = (float(r.devices["b"].lines[-1].split()[2]) for r in (slow, fast))
+    assert 0.7 * 4 < slow_mbit < 1.1 * 4
+    assert 0.7 * 40 < fast_mbit < 1.1 * 40
 
 
 def test_time_is_up_for_all_devices():

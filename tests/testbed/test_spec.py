@@ -83,6 +83,10 @@ def test_values_out_of_range_are_named():
     problems = check_specs(specs, ["a", "b", "under_score"])
     assert len(problems) == 6
     assert check_specs([], []) == ["there is no device; give at least one, --device cpu=60%"]
+    many = [f"d{number}" for number in range(251)]
+    assert check_specs([DeviceSpec()] * 251, many) == [
+        "251 devices are more than the 250 of one testbed"
+    ]
     assert check_specs([DeviceSpec(), DeviceSpec()], ["a", "a"]) == [
         "two devices are called 'a'; give them a name="
     ]
