@@ -236,10 +236,12 @@ class _Nursery:
 
 
 def free_port() -> int:
-    """Return a TCP port that was free on the loopback interface a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port nobody listens on, and none of those that outgoing connections take (from 32768)."""
+    for port in random.Random().sample(range(20000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port among 100 between 20000 and 32000")
 
 
 def _rank_environment(world_size: int) -> dict[str, str | None]:
