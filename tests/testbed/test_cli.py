@@ -99,7 +99,7 @@ def test_a_failure_is_told_and_shows_in_the_exit_status(capfd):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_removes_everything(number, slots):
     command = [sys.executable, QUICK, "run", "--device", "cpu=30%"]
-    shell = "trap 'echo asked' TERM; echo slot $LIGHTNING_EDGE_TESTBED; sleep 1000 & wait; sleep 9"
+    shell = "trap 'echo asked; exit' TERM; echo slot $LIGHTNING_EDGE_TESTBED; sleep 1000 & wait"
     process = subprocess.Popen(
         [*command, "--", "sh", "-c", shell],
         stdout=subprocess.PIPE,

@@ -39,7 +39,7 @@ def test_a_device_gets_its_quota_and_no_more():
     with Testbed([DeviceSpec(name, cpu=quota) for name, quota in quotas.items()]) as bed:
 
         def look() -> None:
-            for moment_s in (1.0, 3.2):
+            for moment_s in (0.8, 2.6):
                 time.sleep(moment_s - time.monotonic() + start_s)
                 for name in quotas:
                     seen[name].append(periods(bed, name))
@@ -47,7 +47,7 @@ def test_a_device_gets_its_quota_and_no_more():
         start_s = time.monotonic()
         watcher = threading.Thread(target=look)
         watcher.start()
-        result = bed.run([sys.executable, BURN, "4"], timeout_s=50).check()
+        result = bed.run([sys.executable, BURN, "3"], timeout_s=50).check()
         watcher.join()
     for name, quota in quotas.items():
         (ran, cut, used_s), (ran_later, cut_later, used_later_s) = seen[name]

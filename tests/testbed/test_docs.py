@@ -81,7 +81,7 @@ def test_the_script_trains_on_unequal_devices_as_on_one(tmp_path):
 @pytest.mark.root
 @pytest.mark.multiproc
 @pytest.mark.timeout(400)
-def test_a_training_notices_that_a_device_was_cut_off(tmp_path):
+def test_a_training_notices_that_a_device_was_killed(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPTS[0].replace("max_steps=20", "max_steps=10000"))
     with Testbed([DeviceSpec("a"), DeviceSpec("b")]) as bed:
         command = [sys.executable, str(tmp_path / "train.py")]

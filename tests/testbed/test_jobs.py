@@ -9,7 +9,7 @@ import pytest
 
 from lightning_edge.testbed import DeviceSpec, Testbed
 
-pytestmark = [pytest.mark.root, pytest.mark.multiproc]
+pytestmark = [pytest.mark.root, pytest.mark.multiproc, pytest.mark.slow]
 
 REDUCE = str(Path(__file__).parent / "programs" / "reduce.py")
 
@@ -27,7 +27,6 @@ def test_gloo_runs_at_the_rate_of_the_slowest_link():
         assert 5e6 < device.received_bytes < 6e6
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_others_notice_that_a_device_died():
     with Testbed([DeviceSpec("a"), DeviceSpec("b"), DeviceSpec("c")]) as bed:
