@@ -10,7 +10,6 @@ step counts are those of one device. Who reads the data is the strategy's `data=
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -134,7 +133,7 @@ class Feed:
         """
         loader = getattr(loader, "unwrapped", loader) if isinstance(loader, EdgeLoader) else loader
         number, self._count = self._count, self._count + 1
-        card = self._agree(_card(loader, self.name) if self.loads else {}, what)
+        card = self._agree(number, _card(loader, self.name) if self.loads else {}, what)
         stateful = bool(card["stateful"])
         course = Course(
             feed=self,
@@ -152,23 +151,18 @@ class Feed:
             self._post.expect(number, edge_loader)
         return edge_loader
 
-    def _agree(self, card: dict[str, Any], what: str) -> dict[str, Any]:
+    def _agree(self, number: int, card: dict[str, Any], what: str) -> dict[str, Any]:
         """Return what all ranks know of a loader from then on."""
         cards = [card]
         if self._post is not None and self.every:
             cards = self.transport.all_gather(card)
         elif self._post is not None:
-            if self.loads:
-                session = self._post.session or int.from_bytes(os.urandom(4), "little")
-                card |= {"session": session, "window": self._post.loaders + 2}
-            cards = [self.transport.broadcast(card, src=self.owner)]
-            self._post.session = cards[0]["session"]
-            self._post.open(cards[0]["window"])
+            cards = [self._post.share(number, card, what)]
         problems = [other["problem"] for other in cards if other["problem"]]
         lengths = [other["length"] for other in cards]
         if not problems and len(set(lengths)) > 1:
             said = zip(self.transport.names, lengths, strict=True)
-            text = ", ".join(f"{name} has {number} {what} batches" for name, number in said)
+            text = ", ".join(f"{name} has {count} {what} batches" for name, count in said)
             problems = [f'with data="every" all need the same, but {text}']
         if problems:
             raise DataError("; ".join(dict.fromkeys(problems)))

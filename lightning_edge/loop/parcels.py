@@ -12,6 +12,7 @@ parcels behind that were sent ahead; they are of an older round than what is ask
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ from lightning_edge.train.transport import Channel, Message, Transport
 
 __all__: list[str] = []
 
+CARD = 0  # the round of a parcel that is about a loader and holds no batch; rounds count from 1
 NO_LOADER = -1
+FIRST_WINDOW = 2  # a batch that is asked for, and the one behind it
 
 
 @dataclass(frozen=True)
@@ -91,21 +94,47 @@ class Post:
 
     def __init__(self, transport: Transport, owner: int) -> None:
         self._transport, self._owner = transport, owner
-        self._window = 0
         self._shelves: dict[int, deque[Parcel]] = {}
         self.session = 0
         self.peers = [rank for rank in range(transport.world_size) if rank != owner]
 
-    @property
-    def loaders(self) -> int:
-        """Number of loaders that are in use on this device."""
-        return len(self._shelves)
+    def share(self, number: int, card: dict[str, Any], what: str) -> dict[str, Any]:
+        """Return what the owner says of its next loader; every device calls it for each loader.
 
-    def open(self, window: int) -> None:
-        """Let `window` parcels be underway that nobody has asked for yet."""
-        if window > self._window:
-            self._window = window
-            for peer in self.peers if self._transport.rank == self._owner else [self._owner]:
+        Args:
+            number: Of the loader.
+            card: What is known of it, on the owner.
+            what: What its data is for, in messages.
+
+        Raises:
+            DataError: The owner goes on without another loader.
+        """
+        window = FIRST_WINDOW if number == 0 else 0
+        if self._transport.rank == self._owner:
+            self._open(window)
+            self.session = self.session or int.from_bytes(os.urandom(4), "little")
+            # One batch of each loader may be underway that nobody has asked for yet.
+            card = {**card, "window": len(self._shelves) + FIRST_WINDOW}
+            message = Parcel(number, CARD, 0, card).to_message(self.session, "a loader")
+            self.send([(peer, message) for peer in self.peers], f"word of a {what} loader")
+        else:
+            self._open(window)
+            card = self._card(number, what)
+        self._open(card["window"])
+        return card
+
+    def _card(self, number: int, what: str) -> dict[str, Any]:
+        while True:
+            session, parcel = self._receive(f"word of a {what} loader")
+            if parcel.round == CARD and parcel.loader == number:
+                self.session = session
+                card: dict[str, Any] = parcel.batch
+                return card
+            self._keep(session, parcel)
+
+    def _open(self, window: int) -> None:
+        for peer in self.peers if self._transport.rank == self._owner else [self._owner]:
+            if window:
                 self._transport.open(peer, Channel.DATA, window)
 
     def expect(self, number: int, loader: object) -> None:
@@ -123,7 +152,7 @@ class Post:
 
         Raises:
             TransportTimeout: The owner did not send it in time.
-            DataError: The owner is at another round.
+            DataError: The owner is at another round, or at another loader.
         """
         shelf = self._shelves[number]
         while True:
@@ -137,28 +166,37 @@ class Post:
                         f" {parcel.round}, this device for round {round_}: all devices have to run"
                         f" the same loops"
                     )
-            self._receive(what)
+            self._keep(*self._receive(f"a batch of {what} data"))
 
     def clear(self) -> None:
         """Say, or wait to hear, that no parcel of this session follows."""
-        if self._window == 0:
+        if self.session == 0:
             return
         if self._transport.rank == self._owner:
-            farewell = Parcel(NO_LOADER, 0, 0).to_message(self.session, "the end of the data")
+            farewell = Parcel(NO_LOADER, CARD, 0).to_message(self.session, "the end of the data")
             self.send([(peer, farewell) for peer in self.peers], "the end of the data")
             return
-        while self._receive("no more") != (self.session, NO_LOADER):
-            pass
+        ended = False
+        while not ended:
+            session, parcel = self._receive("the end of the data")
+            ended = session == self.session and parcel.loader == NO_LOADER
 
-    def _receive(self, what: str) -> tuple[int, int]:
-        text = (
-            f"a batch of {what} data, which rank {self._owner} loads (a slow loader needs timeout=)"
-        )
+    def _receive(self, what: str) -> tuple[int, Parcel]:
+        text = f"{what}, which rank {self._owner} loads (a slow loader needs timeout=)"
         # It may be a batch for the training loop while validation runs in inference mode: the
         # transport makes normal tensors of it all the same.
         message = self._transport.receive(self._owner, Channel.DATA, what=text)
-        session, parcel = Parcel.from_message(message)
+        return Parcel.from_message(message)
+
+    def _keep(self, session: int, parcel: Parcel) -> None:
+        if session != self.session:
+            return
+        if parcel.round == CARD:
+            raise DataError(
+                f"rank {self._owner} has other loaders for the Trainer than this device: give it"
+                f" the same lists and dicts of loaders on every rank, with [] in the place of each"
+                f" loader whose data is on another device"
+            )
         shelf = self._shelves.get(parcel.loader)
-        if session == self.session and shelf is not None:
+        if shelf is not None:
             shelf.append(parcel)
-        return session, parcel.loader

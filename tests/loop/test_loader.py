@@ -343,6 +343,37 @@ def test_a_loader_that_cannot_be_shared_is_refused_on_all_ranks(pool, make, data
     assert re.search(text, first), first
 
 
+def other_structure_rank(rank: int, world_size: int, owns: int, others: int) -> str:
+    """Three ranks, which give the Trainer different numbers of loaders."""
+    transport = connected()
+    feed = Feed(transport)
+    error: Any = None
+    try:
+        train = feed.wrap(loader(Ids(20)) if rank == 0 else [], everything)
+        batches = train.begin_round()
+        for _ in range(3):  # so that one was sent ahead
+            next(batches)
+        val = [
+            feed.wrap(loader(Ids(4)) if rank == 0 else [], everything, what="validation")
+            for _ in range(others if rank else owns)
+        ]
+        for each in (batches, batches, *(each.begin_round() for each in val)):
+            next(each)
+    except DataError as raised:
+        error = raised
+    transport.barrier()
+    transport.close()
+    return str(error)
+
+
+@pytest.mark.parametrize(("owns", "others"), [(2, 1), (1, 0)])
+def test_other_loaders_on_other_ranks_are_refused_at_once(pool, owns, others):
+    first, *texts = pool.run(other_structure_rank, 3, owns, others)
+    assert first == "None"
+    for text in texts:
+        assert re.search(r"rank 0 has other loaders.*with \[\] in the place of each", text), text
+
+
 # every device its own copy
 
 
