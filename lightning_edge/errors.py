@@ -10,21 +10,23 @@ class EdgeError(Exception):
     """Base of all errors raised on purpose by lightning-edge."""
 
 
-class PlanError(EdgeError, ValueError):
-    """A plan, or what it was to be made from, cannot be used; the message lists every problem.
+class _ListedError(EdgeError, ValueError):
+    """Something was given that cannot be used; the message lists every problem.
 
     Args:
         problems: One sentence per problem, each starting with what to change. A single text counts
             as one problem.
-        source: Where the plan came from, such as a file name, if that is known.
+        source: Where the thing came from, such as a file name, if that is known.
     """
+
+    _what = "what was given"
 
     def __init__(
         self, problems: str | list[str] | tuple[str, ...], source: str | None = None
     ) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
         self.source = source
-        where = "the plan" if source is None else f"the plan in {source}"
+        where = self._what if source is None else f"{self._what} in {source}"
         if len(self.problems) == 1:
             text = f"{where} has a problem: {self.problems[0]}"
         else:
@@ -35,6 +37,12 @@ class PlanError(EdgeError, ValueError):
     def __reduce__(self) -> tuple[type, tuple[tuple[str, ...], str | None]]:
         # The default would rebuild from the finished text, and errors travel between processes.
         return type(self), (self.problems, self.source)
+
+
+class PlanError(_ListedError):
+    """A plan, or what it was to be made from, cannot be used; the message lists every problem."""
+
+    _what = "the plan"
 
 
 class ScheduleError(EdgeError):
@@ -83,5 +91,7 @@ class CheckpointError(EdgeError):
     """A checkpoint cannot be written, read or matched to this model."""
 
 
-class ProfileError(EdgeError, ValueError):
-    """A profile is missing, malformed, or belongs to another model or device."""
+class ProfileError(_ListedError):
+    """A profile is malformed, incomplete, or belongs to another model, device or software."""
+
+    _what = "the profile"

@@ -1,8 +1,8 @@
-"""Reading a plan from YAML or JSON text that nobody has looked at yet.
+"""Reading a plan or a profile from YAML or JSON text that nobody has looked at yet.
 
 Text becomes plain mappings, lists and scalars, with the line of each value and a problem for each
 key given twice. Whatever the text is (nested without end, aliases that multiply, numbers of a
-million digits, bytes that are no text), the worst that happens is a `PlanError`.
+million digits, bytes that are no text), the worst that happens is a `PlanError` or `ProfileError`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from typing import Any
 
 import yaml
 
-from lightning_edge.errors import PlanError
+from lightning_edge.errors import PlanError, ProfileError
 from lightning_edge.plan.problems import Origin, Path, Problem, shown
 
 __all__: list[str] = []
 
-MOST_BYTES = 64 * 1024
-"""A plan of a thousand devices is half of this."""
-_MOST_VALUES = 20_000
 _MOST_DEPTH = 12
 _YAML = "tag:yaml.org,2002:"
 _PLAIN = {_YAML + name for name in ("null", "bool", "int", "float", "str")}
@@ -29,14 +26,31 @@ _PLAIN = {_YAML + name for name in ("null", "bool", "int", "float", "str")}
 _HARMLESS = {_YAML + name for name in ("timestamp", "value", "merge", "seq", "map")}
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a text is to be, and how much of it there can sensibly be."""
+
+    name: str
+    error: type[PlanError] | type[ProfileError]
+    most_bytes: int
+    most_values: int
+
+
+PLAN = Kind("plan", PlanError, 64 * 1024, 20_000)
+"""A plan of a thousand devices is half of this."""
+PROFILE = Kind("profile", ProfileError, 4 * 1024 * 1024, 400_000)
+"""A profile of 100 unequal devices and 100 unequal blocks is half of this."""
+
+
 class _TooMuchError(Exception):
-    """The text cannot be a plan."""
+    """The text cannot be what it is to be."""
 
 
 @dataclass
 class Reading:
     """What a text says: its values, the line of each, and keys that were given twice."""
 
+    kind: Kind
     tree: object = None
     lines: dict[Path, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -45,8 +59,9 @@ class Reading:
     def count_value(self, depth: int) -> None:
         """Refuse text that says too much: a few aliases can stand for billions of values."""
         self.values += 1
-        if self.values > _MOST_VALUES:
-            raise _TooMuchError(f"more than {_MOST_VALUES} values (aliases repeat what they name)")
+        if self.values > self.kind.most_values:
+            most = self.kind.most_values
+            raise _TooMuchError(f"more than {most} values (aliases repeat what they name)")
         if depth > _MOST_DEPTH:
             raise _TooMuchError(f"lists and mappings nested more than {_MOST_DEPTH} deep")
 
@@ -54,14 +69,15 @@ class Reading:
         """Report a tag such as `!!binary`: it would change what is read."""
         if node.tag not in _PLAIN | _HARMLESS:
             tag = shown(node.tag.replace(_YAML, "!!"))
-            self.problems.append(Problem(path, f"the tag {tag} means nothing in a plan: remove it"))
+            text = f"the tag {tag} means nothing in a {self.kind.name}: remove it"
+            self.problems.append(Problem(path, text))
 
 
 class _Loader(yaml.SafeLoader):
     """Stops early: the scanner's time grows with the square of the depth."""
 
-    def __init__(self, text: str) -> None:
-        self._composed = Reading()
+    def __init__(self, text: str, kind: Kind) -> None:
+        self._composed = Reading(kind)
         self._depth = -1
         super().__init__(text)  # rejects control characters
 
@@ -73,21 +89,21 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def read_file(path: FilePath) -> str:
-    """Return the text of a file, or raise `PlanError` if there is none of a sensible size."""
+def read_file(path: FilePath, kind: Kind = PLAN) -> str:
+    """Return the text of a file, or raise the kind's error if there is none of a sensible size."""
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(kind.most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         reason = getattr(error, "strerror", None) or error
-        raise PlanError(f"cannot be read: {reason}", shown_path(path)) from error
-    if len(content) > MOST_BYTES:
-        text = f"is not a plan: longer than {MOST_BYTES // 1024} KiB"
-        raise PlanError(text, shown_path(path))
+        raise kind.error(f"cannot be read: {reason}", shown_path(path)) from error
+    if len(content) > kind.most_bytes:
+        text = f"is not a {kind.name}: longer than {kind.most_bytes // 1024} KiB"
+        raise kind.error(text, shown_path(path))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PlanError(f"is not a text in UTF-8: {error}", shown_path(path)) from error
+        raise kind.error(f"is not a text in UTF-8: {error}", shown_path(path)) from error
 
 
 def shown_path(path: FilePath) -> str:
@@ -95,29 +111,29 @@ def shown_path(path: FilePath) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def parse_yaml(text: str, source: str) -> tuple[Any, Origin, list[Problem]]:
+def parse_yaml(text: str, source: str, kind: Kind = PLAN) -> tuple[Any, Origin, list[Problem]]:
     """Return the values, where they stand, and the problems of a YAML text."""
-    reading = Reading()
+    reading = Reading(kind)
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, kind)
         node = loader.get_single_node()
         if node is not None:
             reading.tree = _from_node(loader, node, (), reading)
     except (yaml.YAMLError, ValueError, _TooMuchError) as error:
-        raise PlanError(_why(error, "YAML"), source) from error
+        raise kind.error(_why(error, "YAML", kind), source) from error
     return reading.tree, Origin(source, reading.lines), reading.problems
 
 
-def parse_json(text: str, source: str) -> tuple[Any, list[Problem]]:
+def parse_json(text: str, source: str, kind: Kind = PLAN) -> tuple[Any, list[Problem]]:
     """Return the values and the problems of a JSON text."""
-    reading = Reading()
+    reading = Reading(kind)
     try:
-        if len(text) > MOST_BYTES:
-            raise _TooMuchError(f"longer than {MOST_BYTES // 1024} KiB")
+        if len(text) > kind.most_bytes:
+            raise _TooMuchError(f"longer than {kind.most_bytes // 1024} KiB")
         tree = json.loads(text, object_pairs_hook=_Object)
         reading.tree = _from_json(tree, (), reading)
     except (ValueError, RecursionError, _TooMuchError) as error:  # JSONDecodeError is a ValueError
-        raise PlanError(_why(error, "JSON"), source) from error
+        raise kind.error(_why(error, "JSON", kind), source) from error
     return reading.tree, reading.problems
 
 
@@ -178,11 +194,11 @@ def _from_json(value: object, path: Path, reading: Reading) -> object:
     return value
 
 
-def _why(error: Exception, language: str) -> str:
+def _why(error: Exception, language: str, kind: Kind) -> str:
     if isinstance(error, _TooMuchError):
-        return f"is not a plan: {error}"
+        return f"is not a {kind.name}: {error}"
     if isinstance(error, RecursionError):
-        return f"is not a plan: lists and mappings nested more than {_MOST_DEPTH} deep"
+        return f"is not a {kind.name}: lists and mappings nested more than {_MOST_DEPTH} deep"
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}, column {error.colno}: not {language}: {error.msg}"
     mark = getattr(error, "problem_mark", None)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from lightning_edge.errors import PlanError
+from lightning_edge.errors import PlanError, ProfileError
 
 __all__: list[str] = []
 
@@ -41,17 +41,21 @@ class Origin:
         return None
 
 
-def refuse(problems: Sequence[Problem], origin: Origin | None = None) -> None:
-    """Raise one `PlanError` with all problems; do nothing if there are none."""
+def refuse(
+    problems: Sequence[Problem],
+    origin: Origin | None = None,
+    error: type[PlanError] | type[ProfileError] = PlanError,
+) -> None:
+    """Raise one `PlanError` (or `error`) with all problems; do nothing if there are none."""
     if not problems:
         return
     if origin is None:
-        raise PlanError([str(problem) for problem in problems])
+        raise error([str(problem) for problem in problems])
     texts = []
     for problem in problems:
         line = origin.line(problem.path)
         texts.append(str(problem) if line is None else f"line {line}: {problem}")
-    raise PlanError(texts, origin.source)
+    raise error(texts, origin.source)
 
 
 def spell(path: Path) -> str:
