@@ -16,7 +16,7 @@ __all__: list[str] = []
 
 PLAN_KEYS = ("pipelines", "micro_batches", "power_modes")
 PIPELINE_KEYS = ("share", "stages")
-STAGE_KEYS = ("start", "devices", "parallelism", "in_flight")
+STAGE_KEYS = ("start", "devices", "parallelism", "in_flight", "checkpoint")
 TOLERANCE = 1e-6
 """How far shares may be from adding up to 1."""
 
@@ -137,7 +137,8 @@ def _stages(
         depth = values.count(
             (*where, "in_flight"), stage.get("in_flight", "auto"), "in-flight depth"
         )
-        for value in (values.parallelism((*where, "parallelism"), parallelism), depth):
+        checkpoint = values.flag((*where, "checkpoint"), stage.get("checkpoint", False))
+        for value in (values.parallelism((*where, "parallelism"), parallelism), depth, checkpoint):
             if isinstance(value, Problem):
                 problems.append(value)
         depths[-1] = None if isinstance(depth, Problem) else depth

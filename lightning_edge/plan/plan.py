@@ -2,7 +2,7 @@
 
     Plan                       micro_batches, power_modes
     +- Pipeline                share of the batch's rows
-       +- Stage                start, devices with their shares, parallelism, in_flight
+       +- Stage                start, devices with their shares, parallelism, in_flight, checkpoint
 
 Everything is a special case. Three devices, from left to right: data parallelism, a pipeline, and
 a hybrid of the two:
@@ -59,6 +59,8 @@ class Stage:
         parallelism: How the devices work together: "data", "tensor" or "sequence".
         in_flight: Most micro-batches kept between forward and backward, or "auto". Any number from
             1 runs, as long as it is not greater than that of the stage before.
+        checkpoint: Whether activations are kept at the blocks' inputs only and computed again in
+            the backward: less memory for about a third more computing.
 
     Nothing is checked before the stage is part of a `Plan`, which then reports every problem.
     """
@@ -67,6 +69,7 @@ class Stage:
     start: str | None
     parallelism: str
     in_flight: int | Literal["auto"]
+    checkpoint: bool
 
     def __init__(
         self,
@@ -74,10 +77,11 @@ class Stage:
         start: str | None = None,
         parallelism: str = "data",
         in_flight: int | Literal["auto"] = "auto",
+        checkpoint: bool = False,
     ) -> None:
         shares, problems = device_shares((), devices)
         _set(self, devices=devices if problems else FrozenMap(shares), start=start)
-        _set(self, parallelism=parallelism, in_flight=_count(in_flight))
+        _set(self, parallelism=parallelism, in_flight=_count(in_flight), checkpoint=checkpoint)
 
 
 @dataclass(frozen=True, init=False)
@@ -256,7 +260,7 @@ class Plan:
         for pipeline in self.pipelines:
             depths = resolve_depths([stage.in_flight for stage in pipeline.stages], micro_batches)
             stages = [
-                Stage(_renamed(stage.devices, ranks), stage.start, stage.parallelism, depth)
+                _resolved(stage, _renamed(stage.devices, ranks), depth)
                 for stage, depth in zip(pipeline.stages, depths, strict=True)
             ]
             pipelines.append(Pipeline(stages, pipeline.share))
@@ -278,6 +282,10 @@ def _count(given: object) -> object:
 
 def _renamed(mapping: Mapping[Device, T], ranks: Mapping[Device, int]) -> dict[Device, T]:
     return {ranks[device]: value for device, value in mapping.items()}
+
+
+def _resolved(stage: Stage, devices: Mapping[int, float], depth: int) -> Stage:
+    return Stage(devices, stage.start, stage.parallelism, depth, stage.checkpoint)
 
 
 def _plain(pipelines: object) -> object:
@@ -320,6 +328,8 @@ def _pipeline_mapping(pipeline: Pipeline) -> dict[str, Any]:
             mapping["parallelism"] = stage.parallelism
         if stage.in_flight != "auto":
             mapping["in_flight"] = stage.in_flight
+        if stage.checkpoint:
+            mapping["checkpoint"] = True
         stages.append(mapping)
     return (
         {"stages": stages}

@@ -59,12 +59,16 @@ def _grid(plan: Plan, pipeline: Pipeline, names: Sequence[str] | None, width: in
     from rich.text import Text
 
     grid = Table(box=box.MARKDOWN)
-    for title in ("stage", "start", "devices", "parallelism", "in flight"):
+    saved = any(stage.checkpoint for stage in pipeline.stages)
+    titles = ("stage", "start", "devices", "parallelism", "in flight")
+    for title in (*titles, *(("checkpoint",) if saved else ())):
         grid.add_column(title, overflow="fold", no_wrap=title not in ("start", "devices"))
     for index, stage in enumerate(pipeline.stages):
         devices = _devices(plan, stage, names)
         start = "(first module)" if stage.start is None else stage.start
         cells = [str(index), start, devices, stage.parallelism, str(stage.in_flight)]
+        if saved:
+            cells.append("yes" if stage.checkpoint else "no")
         grid.add_row(*(Text(cell) for cell in cells))  # Text: "[0]" in a name is no markup
     page = io.StringIO()
     Console(file=page, width=max(width, 60), color_system=None, force_terminal=False).print(grid)

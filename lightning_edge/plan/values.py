@@ -75,6 +75,13 @@ def parallelism(path: Path, value: object) -> str | Problem:
     return Problem(path, f"parallelism is one of {known}, found {shown(value)}{hint}")
 
 
+def flag(path: Path, value: object) -> bool | Problem:
+    """Return true or false."""
+    if isinstance(value, bool):
+        return value
+    return Problem(path, f"must be true or false, found {shown(value)}")
+
+
 def module_name(path: Path, value: object) -> str | None | Problem:
     """Return the name of the sub-module at which a stage starts, or `None`."""
     if value is None:

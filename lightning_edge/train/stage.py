@@ -61,7 +61,10 @@ def holders_of(
 
 
 def _with_micro_batches(plan: Plan, micro_batches: int, world_size: int) -> Plan:
-    stages = [PlannedStage(s.devices, s.start, s.parallelism) for s in plan.stages]
+    stages = [
+        PlannedStage(s.devices, s.start, s.parallelism, checkpoint=s.checkpoint)
+        for s in plan.stages
+    ]
     ranks = [str(rank) for rank in range(world_size)]
     return Plan([Pipeline(stages)], micro_batches).resolve(ranks)
 

@@ -77,6 +77,7 @@ def free_plans(draw: st.DrawFn) -> Plan:
                     start=f"{draw(names)}.{len(found)}" if found else None,
                     parallelism=draw(st.sampled_from(["data", "tensor", "sequence"])),
                     in_flight=draw(st.sampled_from(["auto", 5])),
+                    checkpoint=draw(st.booleans()),
                 )
             )
         pipelines.append(found)

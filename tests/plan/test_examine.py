@@ -97,13 +97,17 @@ SECOND = "pipelines[0].stages[1]"
         (
             stages({"devices": [0], "paralelism": "data"}),
             f'{FIRST}.paralelism: "paralelism" is not a key here; did you mean "parallelism"? '
-            "(known: devices, in_flight, parallelism, start)",
+            "(known: checkpoint, devices, in_flight, parallelism, start)",
         ),
         (stages({"devices": [0], 3: 4}), f"{FIRST}: 3 is not a key here"),
         (
             stages({"devices": [0], "parallelism": "Data"}),
             f'{FIRST}.parallelism: parallelism is one of data, tensor, sequence, found "Data"; did '
             'you mean "data"?',
+        ),
+        (
+            stages({"devices": [0], "checkpoint": "yes"}),
+            f'{FIRST}.checkpoint: must be true or false, found "yes"',
         ),
         (
             stages({"devices": [0], "in_flight": 0}),

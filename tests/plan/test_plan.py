@@ -237,3 +237,15 @@ def test_later_problems_still_name_the_line_of_the_file(tmp_path: Path) -> None:
         plan.resolve(["a", "b"])
     with pytest.raises(PlanError, match="line 5: .*not a cut point"):
         plan.resolve(["a", "b", "c"]).check(["x"])
+
+
+def test_checkpointing_is_kept_in_every_form() -> None:
+    plan = Plan([Pipeline([Stage([0], checkpoint=True), Stage([1], "b")])])
+    assert plan.to_mapping()["pipelines"][0]["stages"][0]["checkpoint"] is True
+    assert "checkpoint" not in plan.to_mapping()["pipelines"][0]["stages"][1]
+    assert [stage.checkpoint for stage in plan.resolve(["a", "b"]).stages] == [True, False]
+    assert (
+        Plan.from_mapping(plan.to_mapping())
+        == plan
+        != Plan([Pipeline(list(plan.resolve(["a", "b"]).stages))])
+    )
