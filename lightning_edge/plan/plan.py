@@ -284,7 +284,7 @@ def _renamed(mapping: Mapping[Device, T], ranks: Mapping[Device, int]) -> dict[D
     return {ranks[device]: value for device, value in mapping.items()}
 
 
-def _resolved(stage: Stage, devices: Mapping[int, float], depth: int) -> Stage:
+def _resolved(stage: Stage, devices: Mapping[Device, float], depth: int) -> Stage:
     return Stage(devices, stage.start, stage.parallelism, depth, stage.checkpoint)
 
 

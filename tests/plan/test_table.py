@@ -77,11 +77,6 @@ def test_nothing_is_cut_off_at_any_width(plan: Plan, width: int) -> None:
 
 def test_checkpointing_has_a_column_where_it_is_used() -> None:
     plan = Plan([Pipeline([Stage([0], checkpoint=True), Stage([1], "b")])])
-    lines = table(plan).splitlines()
-    assert [line.split("|")[-2].strip() for line in lines[2:]] == [
-        "checkpoint",
-        "-" * 12,
-        "yes",
-        "no",
-    ]
+    column = [line.split("|")[-2].strip(" -") for line in table(plan).splitlines()[2:]]
+    assert column == ["checkpoint", "", "yes", "no"]
     assert "checkpoint" not in table(Plan([Pipeline([Stage([0])])]))
