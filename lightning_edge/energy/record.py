@@ -28,10 +28,13 @@ from typing import Any
 from lightning_edge.energy.host import HostEnv
 from lightning_edge.energy.select import open_sources
 from lightning_edge.energy.source import SourceError, SourceLost
+from lightning_edge.energy.sources import hwmon, jetson_ina
 from lightning_edge.energy.sources.raspberry_pi import COMMAND
 
 FORMAT = 1
 MAX_TEXT = 65_536
+SETTINGS = (hwmon.TOTAL_VARIABLE, jetson_ina.TOTAL_VARIABLE)
+"""Environment variables that say what the files mean."""
 
 FILES = (
     "/proc/stat",
@@ -62,6 +65,13 @@ FILES = (
             "power_now", "current_now", "voltage_now",
         )
     ),
+    *(
+        f"/sys/class/hwmon/hwmon*/{name}"
+        for name in (
+            "name", "in1_label", "power*_input", "power*_average", "power1_cap", "energy*_input",
+        )
+    ),
+    "/sys/class/drm/card*/device/gpu_busy_percent",
     "/sys/class/thermal/thermal_zone*/type",
     "/sys/class/thermal/thermal_zone*/temp",
     "/sys/class/devfreq/*/device/load",
@@ -110,6 +120,7 @@ def record(host: HostEnv, path: Path, seconds: float, period_s: float = 0.1) -> 
         "architecture": host.machine,
         "kernel": platform.release(),
         "choices": [asdict(choice) for choice in choices],
+        "environ": {name: host.environ[name] for name in SETTINGS if name in host.environ},
         "domains": {s.kind: [d.to_mapping() for d in s.domains] for s in sources},
         "unreadable": unreadable,
     }

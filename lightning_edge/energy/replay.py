@@ -18,6 +18,8 @@ from lightning_edge.energy.select import Wanted
 from lightning_edge.energy.source import SourceError
 from lightning_edge.errors import EnergyError
 
+FROM_FILES = ("jetson", "rapl", "hwmon", "raspberry_pi", "battery", "model")
+"""Sources that find all they read in a recording's tree; of others the readings are played."""
 MAX_MEMBERS = 20_000
 MAX_MEMBER_BYTES = 256 * 2**20
 
@@ -57,7 +59,7 @@ class Recording:
         """The recorded machine."""
         return HostEnv(
             sysroot=self._folder,
-            environ={},
+            environ=self.meta.get("environ", {}),
             run=self._run,
             clock=lambda: self.now_s,
             nvml=_no_module,
@@ -79,9 +81,9 @@ class Recording:
     def sources(self) -> list[Wanted]:
         """Sources for the meter: by name where files were recorded, else the recorded readings."""
         return [
-            RecordedSource(self, kind, [Domain.from_mapping(d) for d in domains])
-            if kind in ("nvml", "jtop", "emulated")
-            else kind
+            kind
+            if kind in FROM_FILES
+            else RecordedSource(self, kind, [Domain.from_mapping(d) for d in domains])
             for kind, domains in self.meta["domains"].items()
         ]
 

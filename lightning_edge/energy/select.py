@@ -133,20 +133,31 @@ def _automatic(host: HostEnv, power_model: object) -> tuple[list[PowerSource], l
         return sources, choices  # the testbed's device, not the machine that pretends to be it
     for kind, plugin in plugins().items():
         attempt(kind, plugin)
-    for kind in ("jetson", "rapl", "nvml", "raspberry_pi"):
+    for kind in ("jetson", "rapl", "nvml", "hwmon", "raspberry_pi"):
         attempt(kind, BUILT_IN[kind])
     for kind in ("battery", "model"):
         if _covers_cpu(sources):
             choices.append(Choice(kind, False, "not needed: something better covers this machine"))
         else:
             attempt(kind, BUILT_IN[kind])
+    if _covers_all(sources):
+        choices.append(Choice("gpu_model", False, "not needed: the whole machine is covered"))
+    else:
+        attempt("gpu_model", BUILT_IN["gpu_model"])
     choices.append(Choice("jtop", False, "used only when asked for by name", 'sources=["jtop"]'))
     return sources, choices
 
 
 def _covers_cpu(sources: Iterable[PowerSource]) -> bool:
-    whole = (Scope.PLATFORM, Scope.MODULE, Scope.PACKAGE)
-    return any(domain.scope in whole for source in sources for domain in source.domains)
+    return _covers_all(sources) or Scope.PACKAGE in _scopes(sources)
+
+
+def _covers_all(sources: Iterable[PowerSource]) -> bool:
+    return bool(_scopes(sources) & {Scope.PLATFORM, Scope.MODULE})
+
+
+def _scopes(sources: Iterable[PowerSource]) -> set[Scope]:
+    return {domain.scope for source in sources for domain in source.domains}
 
 
 def _prober(

@@ -18,6 +18,8 @@ package.__path__ = [str(Path(__file__).parents[2] / "lightning_edge")]
 sys.modules["lightning_edge"] = package
 
 from lightning_edge.energy import EnergyMeter, HostEnv, SourceLost, Unavailable  # noqa: E402
+from lightning_edge.energy.select import open_sources  # noqa: E402
+from lightning_edge.energy.sources.gpu_model import GpuModelSource  # noqa: E402
 from lightning_edge.energy.sources.nvml import NvmlSource  # noqa: E402
 
 
@@ -42,6 +44,36 @@ def probe(mode: str, visible: str | None = None) -> dict[str, object]:
         "aux": dict(reading.aux),
         "users": users(),
     }
+
+
+def estimated(mode: str, limit_mw: str | None = None) -> dict[str, object]:
+    """What the estimate makes of a card: its joules over 10 s of a turned clock."""
+    os.environ["STUB_NVML"] = mode
+    if limit_mw is not None:
+        os.environ["STUB_LIMIT_MW"] = limit_mw
+    now_s = [100.0]
+    try:
+        source = GpuModelSource.probe(HostEnv(environ={}, clock=lambda: now_s[0]))
+    except Unavailable as error:
+        return {"refused": error.reason, "users": users()}
+    finally:
+        os.environ.pop("STUB_LIMIT_MW", None)
+    now_s[0] += 10.0
+    reading = source.read()
+    source.close()
+    source.close()
+    (domain,) = source.domains
+    return {"domain": domain.to_mapping(), "energy_j": dict(reading.energy_j), "users": users()}
+
+
+def automatic(mode: str) -> dict[str, object]:
+    """Which sources are taken on a PC with such a card."""
+    os.environ["STUB_NVML"] = mode
+    sources, _ = open_sources("auto", HostEnv(environ={}))
+    found = {domain.id for source in sources for domain in source.domains}
+    for source in sources:
+        source.close()
+    return {"domains": sorted(found), "users": users()}
 
 
 def lost_later() -> dict[str, object]:
@@ -106,6 +138,13 @@ json.dump(
         "lost": probe("lost"),
         "mig": probe("mig", "MIG-cccc"),
         "none": probe(""),
+        "laptop": probe("laptop"),
+        "laptop_estimated": estimated("laptop"),
+        "limit_estimated": estimated("laptop", "60000"),
+        "desktop_estimated": estimated("desktop"),
+        "jetson_estimated": estimated("jetson"),
+        "laptop_automatic": automatic("laptop"),
+        "desktop_automatic": automatic("desktop"),
         "by_number": probe("desktop", "1"),
         "by_uuid": probe("desktop", "GPU-bbbb"),
         "hidden": probe("desktop", ""),

@@ -3,6 +3,7 @@
  *   STUB_NVML=pascal   power yes, energy and field values no (before Volta)
  *   STUB_NVML=hopper   energy by field value in scope MODULE only (Grace Hopper)
  *   STUB_NVML=jetson   initialises and counts one GPU, then supports nothing
+ *   STUB_NVML=laptop   tells its load and no power; STUB_LIMIT_MW is its limit, if it knows one
  *   STUB_NVML=lost     the GPU has fallen off the bus
  *   STUB_NVML=mig      one GPU cut into slices
  *   unset              no driver
@@ -74,7 +75,7 @@ ret nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *device, void **parent) {
 }
 ret nvmlDeviceGetName(void *device, char *text, unsigned size) {
     ret r = ready(device);
-    if (r == OK) strncpy(text, is("jetson") ? "Orin (nvgpu)" : is("pascal") ? "GTX 1080" : "RTX Stub", size);
+    if (r == OK) strncpy(text, is("jetson") ? "Orin (nvgpu)" : is("pascal") ? "GTX 1080" : is("laptop") ? "NVIDIA GeForce MX150" : "RTX Stub", size);
     return r;
 }
 ret nvmlDeviceGetMigMode(void *device, unsigned *now, unsigned *later) {
@@ -100,6 +101,17 @@ ret nvmlDeviceGetTemperature(void *device, int sensor, unsigned *celsius) {
     *celsius = 61;
     return reads(device, !is("jetson"));
 }
+ret nvmlDeviceGetUtilizationRates(void *device, unsigned *load) {
+    load[0] = 40;
+    load[1] = 10;
+    return reads(device, !is("jetson"));
+}
+ret nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *mw) {
+    const char *limit = getenv("STUB_LIMIT_MW");
+    *mw = limit ? (unsigned)atoi(limit) : 0;
+    return reads(device, limit != NULL);
+}
+ret nvmlDeviceGetPowerManagementLimit(void *device, unsigned *mw) { return nvmlDeviceGetEnforcedPowerLimit(device, mw); }
 ret nvmlDeviceGetFieldValues(void *device, int n, field *fields) {
     ret r = reads(device, 1);
     if (is("pascal")) return NOT_SUPPORTED;

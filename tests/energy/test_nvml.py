@@ -78,6 +78,25 @@ def test_jetson_is_refused_although_nvml_initialises(answers: dict[str, Any]) ->
     )
 
 
+def test_card_without_power_is_estimated_by_its_load(answers: dict[str, Any]) -> None:
+    assert "tells no energy and no power" in answers["laptop"]["refused"]
+    found = answers["laptop_estimated"]
+    # 25 W by its maker, 40 % busy, a tenth of it at rest: 11.5 W for 10 s.
+    assert found["energy_j"] == {"model:gpu:GPU-aaaa-1111": pytest.approx(115.0)}
+    assert found["domain"]["provenance"] == "model"
+    assert "its maker's limit of 25 W" in found["domain"]["name"]
+    assert answers["limit_estimated"]["energy_j"] == {
+        "model:gpu:GPU-aaaa-1111": pytest.approx(10 * 60 * 0.46)
+    }
+
+
+def test_measured_and_integrated_cards_are_not_estimated(answers: dict[str, Any]) -> None:
+    for name in ("desktop_estimated", "jetson_estimated"):
+        assert answers[name]["refused"] == "no graphics card here tells its load and not its power"
+    assert "model:gpu:GPU-aaaa-1111" in answers["laptop_automatic"]["domains"]
+    assert not [d for d in answers["desktop_automatic"]["domains"] if d.startswith("model:gpu")]
+
+
 def test_lost_gpu_is_refused(answers: dict[str, Any]) -> None:
     assert "GPU is lost" in answers["lost"]["refused"]
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from lightning_edge.energy.sources.battery import BatterySource
 from lightning_edge.energy.sources.emulated import EmulatedSource
+from lightning_edge.energy.sources.gpu_model import GpuModelSource
+from lightning_edge.energy.sources.hwmon import HwmonSource
 from lightning_edge.energy.sources.jetson_ina import JetsonSource
 from lightning_edge.energy.sources.jtop import JtopSource
 from lightning_edge.energy.sources.model import ModelSource
@@ -24,9 +26,11 @@ BUILT_IN: Mapping[str, type[PowerSource]] = {
         JetsonSource,
         RaplSource,
         NvmlSource,
+        HwmonSource,
         RaspberryPiSource,
         BatterySource,
         ModelSource,
+        GpuModelSource,
         JtopSource,
     )
 }

@@ -25,6 +25,9 @@ _GONE = ("NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_UNIN
 
 Reader = Callable[[], float]
 
+NVML = Any
+"""The module ``pynvml`` once it is loaded; it comes without types."""
+
 
 @dataclass
 class _Gpu:
@@ -46,7 +49,7 @@ class NvmlSource:
 
     kind: ClassVar[str] = "nvml"
 
-    def __init__(self, host: HostEnv, nvml: Any, gpus: Sequence[_Gpu]) -> None:
+    def __init__(self, host: HostEnv, nvml: NVML, gpus: Sequence[_Gpu]) -> None:
         self._clock, self._nvml, self._gpus = host.clock, nvml, gpus
         self._open = True
         self.domains: Sequence[Domain] = tuple(gpu.domain for gpu in gpus)
@@ -68,9 +71,9 @@ class NvmlSource:
         gpus: list[_Gpu] = []
         refused: list[str] = []
         try:
-            found = _visible(nvml, host.environ.get("CUDA_VISIBLE_DEVICES"))
+            found = visible_gpus(nvml, host.environ.get("CUDA_VISIBLE_DEVICES"))
             for number, uuid, handle in found:
-                name = _text(nvml.nvmlDeviceGetName(handle))
+                name = text_of(nvml.nvmlDeviceGetName(handle))
                 try:
                     gpus.append(_open(nvml, handle, number, uuid, name))
                 except Unavailable as error:
@@ -125,7 +128,7 @@ class NvmlSource:
                 self._nvml.nvmlShutdown()
 
 
-def _visible(nvml: Any, variable: str | None) -> list[tuple[int, str, Any]]:
+def visible_gpus(nvml: NVML, variable: str | None) -> list[tuple[int, str, Any]]:
     """Number, UUID and handle of the GPUs that CUDA_VISIBLE_DEVICES lets through.
 
     Numbers there follow the PCI order here. CUDA's own default, fastest first, gives the same for
@@ -134,7 +137,7 @@ def _visible(nvml: Any, variable: str | None) -> list[tuple[int, str, Any]]:
     handles = {}
     for number in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(number)
-        handles[number] = (number, _text(nvml.nvmlDeviceGetUUID(handle)), handle)
+        handles[number] = (number, text_of(nvml.nvmlDeviceGetUUID(handle)), handle)
     if variable is None:
         return list(handles.values())
     chosen: dict[int, tuple[int, str, Any]] = {}
@@ -146,24 +149,24 @@ def _visible(nvml: Any, variable: str | None) -> list[tuple[int, str, Any]]:
     return list(chosen.values())
 
 
-def _match(nvml: Any, handles: dict[int, tuple[int, str, Any]], entry: str) -> int | None:
+def _match(nvml: NVML, handles: dict[int, tuple[int, str, Any]], entry: str) -> int | None:
     if entry.isdigit():
         return int(entry) if int(entry) in handles else None
     if entry.startswith("MIG-"):
         try:
             slice_handle = nvml.nvmlDeviceGetHandleByUUID(entry)
             parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(slice_handle)
-            entry = _text(nvml.nvmlDeviceGetUUID(parent))
+            entry = text_of(nvml.nvmlDeviceGetUUID(parent))
         except nvml.NVMLError:
             return None
     found = [n for n, (_, uuid, _) in handles.items() if uuid.startswith(entry)]
     return found[0] if len(found) == 1 else None
 
 
-def _open(nvml: Any, handle: Any, number: int, uuid: str, name: str) -> _Gpu:
+def _open(nvml: NVML, handle: Any, number: int, uuid: str, name: str) -> _Gpu:
     """The best reading that this GPU really gives."""
     tried: list[str] = []
-    for label, provenance, read in _readers(nvml, handle):
+    for label, provenance, read in ways_to_read(nvml, handle):
         try:
             read()
         except nvml.NVMLError as error:
@@ -182,7 +185,7 @@ def _open(nvml: Any, handle: Any, number: int, uuid: str, name: str) -> _Gpu:
     raise Unavailable(f"{name} tells no energy and no power ({'; '.join(tried)})")
 
 
-def _readers(nvml: Any, handle: Any) -> list[tuple[str, Provenance, Reader]]:
+def ways_to_read(nvml: NVML, handle: Any) -> list[tuple[str, Provenance, Reader]]:
     """Ways to read a GPU, best first.
 
     Joules by counter, then watts (an average where the driver keeps one).
@@ -213,12 +216,13 @@ def _readers(nvml: Any, handle: Any) -> list[tuple[str, Provenance, Reader]]:
     return ways
 
 
-def _mig(nvml: Any, handle: Any) -> bool:
+def _mig(nvml: NVML, handle: Any) -> bool:
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
     except (nvml.NVMLError, AttributeError):
         return False
 
 
-def _text(value: str | bytes) -> str:
+def text_of(value: str | bytes) -> str:
+    """What NVML said; old bindings give bytes."""
     return value.decode() if isinstance(value, bytes) else value
