@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.byte_gpt import Block
+from lightning_edge.zoo.byte_gpt import Block
 
 WIDTH, HEADS, LENGTH, VOCABULARY = 256, 8, 64, 1024
 ROWS = 4  # of one micro-batch

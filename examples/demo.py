@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import train_edge
-from byte_gpt import ByteGPT
+from lightning_edge.zoo import ByteGPT
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import lightning_edge
-from byte_gpt import ByteGPT, StandardLibrary
+from lightning_edge.zoo import ByteGPT, StandardLibrary
 
 HERE = Path(__file__).parent
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from byte_gpt import ByteGPT, StandardLibrary
+from lightning_edge.zoo import ByteGPT, StandardLibrary
 
 HERE = Path(__file__).parent
 

@@ -9,6 +9,7 @@ trainer = L.Trainer(strategy="edge_collab")
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ _PLACES = {
     "Stage": ("lightning_edge.plan.plan", "Stage"),
     "cuts": ("lightning_edge.train.phases", "find_cuts"),
 }
-_COMMANDS = ("lightning_edge.testbed", "lightning_edge.energy")
+_COMMANDS = ("lightning_edge.testbed", "lightning_edge.energy", "lightning_edge.app")
 
 
 def __getattr__(name: str) -> Any:
@@ -54,13 +55,19 @@ def __getattr__(name: str) -> Any:
 def _is_command() -> bool:
     """Whether this process is a command that needs neither torch nor Lightning: seconds less."""
     words = sys.orig_argv
+    if any(os.path.basename(word) == "lightning-edge" for word in words[1:2]):
+        return True
     return any(
         flag == "-m" and module.startswith(_COMMANDS)
         for flag, module in zip(words[:3], words[1:4], strict=False)
     )
 
 
-def _register() -> None:
+def register() -> None:
+    """Make `strategy="edge_collab"` known to Lightning; importing this package does it.
+
+    Only the commands of this package, which start without Lightning, have to call it.
+    """
     from lightning.pytorch.strategies import StrategyRegistry
 
     from lightning_edge.loop.environment import refuse_pytorch_lightning
@@ -76,4 +83,4 @@ def _register() -> None:
 
 
 if not _is_command():
-    _register()
+    register()

@@ -8,8 +8,8 @@ import lightning as L
 import pytest
 import torch
 
-from examples.byte_gpt import ByteGPT, StandardLibrary
 from lightning_edge.plan.plan import Plan
+from lightning_edge.zoo import ByteGPT, StandardLibrary
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -1,24 +1,23 @@
-"""A small GPT that learns to write Python from the source text of Python's own standard library.
+"""A small GPT on bytes: no tokenizer to fetch, and bits per byte compare with any compressor.
 
-Nothing here knows about devices: the model is an ordinary LightningModule and the data an ordinary
-LightningDataModule. `train_plain.py` trains them on one device, `train_edge.py` on several.
+Nothing here knows about devices: it is an ordinary LightningModule.
 """
 
 from __future__ import annotations
 
 import math
-import sysconfig
-import zlib
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-BYTES = 256  # the vocabulary: no tokenizer to fetch, and bits per byte compare with any compressor
+from lightning_edge.zoo.optimizer import adamw
+
+__all__ = ["ByteGPT"]
+
+BYTES = 256  # the vocabulary
 
 
 class Attention(nn.Module):
@@ -48,7 +47,8 @@ class Attention(nn.Module):
             for part in self.qkv(x).chunk(3, dim=-1)
         )
         y = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True)
-        return self.out(y.transpose(1, 2).reshape(rows, length, width))
+        mixed: Tensor = self.out(y.transpose(1, 2).reshape(rows, length, width))
+        return mixed
 
     def rotate(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)
@@ -70,7 +70,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_1(x))
-        return x + self.dense(self.norm_2(x))
+        added: Tensor = x + self.dense(self.norm_2(x))
+        return added
 
 
 class GPT(nn.Module):
@@ -95,11 +96,23 @@ class GPT(nn.Module):
         x = self.embed(text)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        scores: Tensor = self.head(self.norm(x))
+        return scores
 
 
 class ByteGPT(L.LightningModule):
-    """Trains a `GPT` on the next byte; the learning rate warms up, then falls evenly to zero."""
+    """Trains a `GPT` on the next byte; the learning rate warms up, then falls evenly to zero.
+
+    Batches are lists of one tensor of bytes, ``[rows, context + 1]``.
+
+    Args:
+        width: Entries that describe a byte.
+        heads: Of each attention; a divisor of half the width.
+        blocks: Their number.
+        context: Bytes that are seen at once.
+        lr: The highest learning rate.
+        warmup_steps: Optimizer steps until it is reached.
+    """
 
     def __init__(
         self,
@@ -115,28 +128,24 @@ class ByteGPT(L.LightningModule):
         self.model = GPT(width, heads, blocks, context)
 
     def bits_per_byte(self, batch: list[Tensor]) -> Tensor:
+        """Mean over all bytes; 8 for who knows nothing, and what a compressor would need."""
         text = batch[0].long()
         scores = self.model(text[:, :-1])
         return F.cross_entropy(scores.flatten(0, 1), text[:, 1:].flatten()) / math.log(2)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """One batch."""
         loss = self.bits_per_byte(batch)
         self.log("train_bits_per_byte", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """One batch."""
         self.log("bits_per_byte", self.bits_per_byte(batch), prog_bar=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"], betas=(0.9, 0.95))
-        warmup, steps = self.hparams["warmup_steps"], self.trainer.estimated_stepping_batches
-
-        def factor(step: int) -> float:
-            return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        each_step = {"scheduler": schedule, "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": each_step}
+    def configure_optimizers(self) -> Any:
+        """AdamW with a warm-up."""
+        return adamw(self, self.hparams["lr"], self.hparams["warmup_steps"], betas=(0.9, 0.95))
 
     @torch.no_grad()
     def generate(self, start: str, count: int, temperature: float = 0.6, seed: int = 0) -> str:
@@ -148,47 +157,3 @@ class ByteGPT(L.LightningModule):
             chances = (scores / temperature).softmax(-1)
             text = torch.cat([text, chances.multinomial(1, generator=generator)[None]], dim=1)
         return bytes(text[0].tolist()).decode(errors="replace")
-
-
-class StandardLibrary(L.LightningDataModule):
-    """The modules of Python's standard library as rows of ``context + 1`` bytes.
-
-    About every tenth file is kept for validation, chosen by a checksum of its name, so that a file
-    is on the same side on every machine and after every update of Python.
-    """
-
-    def __init__(
-        self,
-        context: int = 128,
-        batch_rows: int = 16,
-        train_bytes: int = 640_000,
-        val_bytes: int = 64_000,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-
-    def setup(self, stage: str) -> None:
-        p = self.hparams
-        folder = Path(sysconfig.get_path("stdlib"))
-        # The top-level modules: the packages below hold tests and long tables of characters.
-        names = sorted(folder.glob("*.py"), key=lambda path: zlib.crc32(path.name.encode()))
-        held_out = [path for path in names if zlib.crc32(path.name.encode()) % 10 == 0]
-        learnt = [path for path in names if path not in held_out]
-        self.train_rows = read_rows(learnt, p["context"], p["train_bytes"])
-        self.val_rows = read_rows(held_out, p["context"], p["val_bytes"])
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.train_rows, batch_size=self.hparams["batch_rows"], shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.val_rows, batch_size=self.hparams["batch_rows"])
-
-
-def read_rows(paths: list[Path], context: int, limit_bytes: int) -> TensorDataset:
-    """Read files up to a limit; rows overlap by the one byte that is predicted."""
-    text = bytearray()
-    for path in paths:
-        if len(text) < limit_bytes:
-            text += path.read_bytes()
-    data = torch.frombuffer(text, dtype=torch.uint8)[:limit_bytes]
-    return TensorDataset(data.unfold(0, context + 1, context))

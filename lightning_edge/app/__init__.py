@@ -1,0 +1,1 @@
+"""The Hydra application behind the command `lightning-edge`; nothing else imports hydra."""

@@ -1,0 +1,111 @@
+"""What a rank does: from a configuration to Lightning's objects, and to a run's results."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+import lightning_edge
+from lightning_edge.app.same import SameConfig
+from lightning_edge.app.targets import problems
+from lightning_edge.errors import ConfigMismatchError
+from lightning_edge.strategy import EdgeCollabStrategy
+
+__all__: list[str] = []
+
+
+def run(mode: str, path: Path) -> None:
+    """Train as the configuration says.
+
+    Args:
+        mode: "fit".
+        path: A resolved configuration.
+
+    Raises:
+        EdgeError: Whatever is wrong with it, or happens.
+    """
+    lightning_edge.register()
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    rank = int(os.environ.get("RANK", "0"))
+    folder = Path(config.run.folder)
+    _log_to(folder, rank)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    found = problems(config)
+    if found:
+        raise ConfigMismatchError("; ".join(found))
+    L.seed_everything(config.run.seed, verbose=False)
+    model, data, trainer = objects(config)
+    begin_s = time.monotonic()
+    trainer.fit(model, datamodule=data, ckpt_path=config.run.resume)
+    seconds = time.monotonic() - begin_s
+    if trainer.is_global_zero:
+        _write(trainer, folder, seconds)
+
+
+def objects(config: DictConfig) -> tuple[L.LightningModule, Any, L.Trainer]:
+    """Make the model, the data and the Trainer.
+
+    Args:
+        config: Resolved.
+    """
+    model = instantiate(config.model)
+    data = instantiate(config.data)
+    callbacks: list[Callback] = _listed(config.get("callbacks"))
+    strategy = instantiate(_strategy(config))
+    if isinstance(strategy, EdgeCollabStrategy):
+        callbacks.append(SameConfig(config))
+    loggers = _listed(config.get("logger"))
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        strategy=strategy,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=config.run.folder,
+    )
+    return model, data, trainer
+
+
+def _strategy(config: DictConfig) -> DictConfig:
+    """The node `strategy`, without groups if there are none, and with the mapping of a profile."""
+    node: DictConfig = config.strategy.copy()
+    if "groups" in node and not node.groups:
+        node.groups = None
+    return node
+
+
+def _listed(node: DictConfig | None) -> list[Any]:
+    """Instantiate what a node names, in order; an entry set to null is left out."""
+    return [instantiate(entry) for entry in (node or {}).values() if entry]
+
+
+def _write(trainer: L.Trainer, folder: Path, seconds: float) -> None:
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = {"seconds": seconds, "steps": trainer.global_step, **metrics}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    strategy = trainer.strategy
+    if not isinstance(strategy, EdgeCollabStrategy):
+        return
+    report = strategy.report()
+    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
+    (folder / "report.txt").write_text(str(report))
+    print(report)
+
+
+def _log_to(folder: Path, rank: int) -> None:
+    """Keep what modules log in a file of this rank."""
+    name = os.environ.get("LIGHTNING_EDGE_DEVICE") or "device"
+    handler = logging.FileHandler(folder / f"log-{rank}-{name}.txt", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    for logger in ("lightning", "lightning_edge"):
+        logging.getLogger(logger).addHandler(handler)
