@@ -39,6 +39,7 @@ __all__ = [
     "forward_schedule",
     "parse_text",
     "schedule",
+    "stage_list",
     "to_text",
 ]
 
@@ -52,7 +53,7 @@ def schedule(plan: Plan, micro_batches: int) -> dict[int, tuple[Instruction, ...
     """
     lists = {}
     for stage in range(len(plan.stages)):
-        line = _one_f_one_b(_depth(plan, stage), micro_batches, first=stage == 0)
+        line = stage_list(_depth(plan, stage), micro_batches, first=stage == 0)
         lists.update(dict.fromkeys(plan.ranks(stage), line))
     return lists
 
@@ -70,7 +71,14 @@ def _depth(plan: Plan, stage: int) -> int:
     return depth
 
 
-def _one_f_one_b(depth: int, micro_batches: int, *, first: bool) -> tuple[Instruction, ...]:
+def stage_list(depth: int, micro_batches: int, *, first: bool) -> tuple[Instruction, ...]:
+    """Return the instructions of one training step for the devices of one stage.
+
+    Args:
+        depth: Most micro-batches in flight.
+        micro_batches: Micro-batches of the batch.
+        first: Whether it is the first stage, whose reduction overlaps its last backward.
+    """
     line = [Instruction(Op.FORWARD, m) for m in range(min(depth, micro_batches))]
     for m in range(micro_batches):
         line.append(Instruction(Op.BACKWARD, m))

@@ -1,0 +1,233 @@
+"""Choosing a plan: which devices, in which order, on which blocks and rows, at which pace.
+
+    seeds        one device alone, data parallelism, even pipelines    always looked at
+    construct    dynamic programming over blocks and devices           good plans of every shape
+    climb        small changes while they help, from the best of them  the simulator judges
+    exhaust      every plan, if there are few                          nothing is missed
+
+All of it is deterministic: budgets count simulated instructions, not seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lightning_edge.errors import PlanError
+from lightning_edge.plan.assignment import Assignment
+from lightning_edge.plan.choice import Choice, Option
+from lightning_edge.plan.construct import construct
+from lightning_edge.plan.judge import Judge, Verdict
+from lightning_edge.plan.moves import Moves
+from lightning_edge.plan.objective import Objective
+from lightning_edge.plan.profile import Profile
+from lightning_edge.plan.reasons import label, limits, reasons
+from lightning_edge.plan.remedies import remedies
+from lightning_edge.plan.rules import Rules, resolve
+from lightning_edge.plan.seeds import seeds
+from lightning_edge.plan.shaping import Shaper
+from lightning_edge.plan.simulate import Simulator
+
+__all__ = ["Choice", "Objective", "Option", "search"]
+
+BUDGET = 250_000
+"""Instructions simulated at most, about; a second or so."""
+_BEAM = 4
+_PER_MOVE = 20  # instructions that looking at a change costs, in time
+
+
+def search(
+    profile: Profile,
+    *,
+    rows: int,
+    objective: Objective | str = "time",
+    owner: int | None = 0,
+    budget: int = BUDGET,
+) -> Choice:
+    """Return the best plan found for a profile.
+
+    Args:
+        profile: Devices, model and links.
+        rows: Of the global batch.
+        objective: What to plan for; see `Objective.parse`.
+        owner: Rank that loads the data; None if every device loads its own.
+        budget: Instructions to simulate at most.
+
+    Raises:
+        PlanError: If nothing fits, with what would; or if the objective does not fit the profile.
+        ProfileError: If the profile lacks timings.
+    """
+    if rows < 1:
+        raise PlanError(f"a batch has at least one row, found {rows}")
+    goal = Objective.parse(objective)
+    simulator = Simulator(profile, owner)
+    rules = resolve(goal, simulator.costs)
+    deadline = goal.max_step_s
+    if goal.max_slowdown is not None:
+        fastest = Objective.parse({**_settings(goal), "minimize": "time"})
+        quick = _Search(Judge(simulator, fastest, rules, None), rules, rows, budget // 2)
+        deadline = goal.max_slowdown * quick.best().step_s
+    judge = Judge(simulator, goal, rules, deadline)
+    run = _Search(judge, rules, rows, budget)
+    best = run.best()
+    if best.excess > 0:
+        raise PlanError(remedies(run.judge, best))
+    return _choice(run, best)
+
+
+def _settings(goal: Objective) -> dict[str, object]:
+    return {
+        name: value
+        for name, value in vars(goal).items()
+        if value is not None and name != "max_slowdown"
+    }
+
+
+class _Search:
+    """One search.
+
+    Args:
+        judge: Of the objective.
+        rules: What is allowed.
+        rows: Of the batch.
+        budget: Instructions to simulate at most.
+    """
+
+    def __init__(self, judge: Judge, rules: Rules, rows: int, budget: int) -> None:
+        self.judge, self.rules, self.rows, self.budget = judge, rules, rows, budget
+        self.shaper = Shaper(judge, rows)
+        self.numbers = _numbers(rules, rows)
+        alike = classes(judge.simulator)
+        self.moves = Moves(self.shaper, rules, self.numbers, alike)
+        self.exhaustive = False
+        self._spent = 0
+
+    def best(self) -> Verdict:
+        """Return the best verdict found.
+
+        Raises:
+            PlanError: If the rules allow nothing at all.
+        """
+        pool: dict[Assignment, Verdict] = {}
+        for seed in self._starts():
+            if seed not in pool:
+                pool[seed] = self.judge.judge(seed)
+        if not pool:
+            raise PlanError(
+                "no plan satisfies groups, split_points, keep and first_stage_on together:"
+                " take one of them away"
+            )
+        ranked = sorted(pool.values(), key=lambda v: v[:2])
+        best = ranked[0]
+        for start in _varied(ranked, _BEAM):
+            best = min(best, self.climb(start), key=lambda v: v[:2])
+        return best
+
+    def _starts(self) -> Iterable[Assignment]:
+        yield from seeds(self.shaper, self.rules, self.numbers)
+        yield from construct(self.shaper, self.rules, self.numbers)
+
+    def climb(self, start: Verdict) -> Verdict:
+        """Change an assignment for the better until nothing helps or the budget is used up."""
+        now = start
+        while self.judge.instructions + self._spent < self.budget:
+            best = now
+            for change in self.moves.of(now.assignment):
+                self._spent += _PER_MOVE
+                found = self.judge.judge(change, best)
+                if found[:2] < (best.excess, best.value * (1 - 1e-9)):
+                    best = found
+            if best is now:
+                break
+            now = best
+        return now
+
+
+def _numbers(rules: Rules, rows: int) -> tuple[int, ...]:
+    """Numbers of micro-batches to choose from."""
+    if rules.micro_batches is not None:
+        return (min(rules.micro_batches, rows),)
+    found = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128}
+    found |= {n for n in range(1, min(rows, 128) + 1) if rows % n == 0}
+    return tuple(sorted(n for n in found if n <= rows))
+
+
+def classes(simulator: Simulator) -> tuple[int, ...]:
+    """Number the devices so that those with the same number are alike in all but their names."""
+    profile = simulator.costs.profile
+    found: dict[object, int] = {}
+    numbers = []
+    for rank, device in enumerate(profile.devices):
+        facts = (device.timing, device.modes, device.mode, device.memory_bytes,
+                 device.instruction_s, device.step_s, device.copy_s_per_byte,
+                 device.battery_j, device.power_cap_w)  # fmt: skip
+        paths = simulator.network.paths
+        size = simulator.network.size
+        out = sorted(str(paths[rank * size + peer]) for peer in range(size) if peer != rank)
+        back = sorted(str(paths[peer * size + rank]) for peer in range(size) if peer != rank)
+        owner = rank == simulator.owner
+        numbers.append(found.setdefault((facts, tuple(out), tuple(back), owner), len(found)))
+    return tuple(numbers)
+
+
+def shape(assignment: Assignment) -> tuple[tuple[int, ...], ...]:
+    """Which devices stand where."""
+    return tuple(part.ranks for part in assignment.parts)
+
+
+def _varied(ranked: Sequence[Verdict], number: int) -> list[Verdict]:
+    """The best of each shape, the best `number` of them."""
+    found: dict[object, Verdict] = {}
+    for verdict in ranked:
+        found.setdefault(shape(verdict.assignment), verdict)
+        if len(found) == number:
+            break
+    return list(found.values())
+
+
+class _Ranked(NamedTuple):
+    verdict: Verdict
+    label: str
+
+
+def _choice(run: _Search, best: Verdict) -> Choice:
+    judge, simulator = run.judge, run.judge.simulator
+    names = simulator.costs.profile.names
+    holding = sorted((v for v in judge.verdicts if v.excess <= 0), key=lambda v: v[:2])
+
+    def option(verdict: Verdict) -> Option:
+        assignment = verdict.assignment
+        return Option(
+            simulator.plan(assignment), simulator.predict(assignment), label(assignment, names)
+        )
+
+    others: dict[object, Verdict] = {}
+    alone: Verdict | None = None
+    for verdict in holding:
+        key = shape(verdict.assignment)
+        if key != shape(best.assignment):
+            others.setdefault(key, verdict)
+            if alone is None and len(verdict.assignment.ranks) == 1:
+                alone = verdict
+    listed = list(others.values())[:5]
+    if alone is not None and alone not in listed:
+        listed = [*listed[:4], alone]
+    front: list[Verdict] = []
+    for verdict in sorted(
+        (v for v in holding if v.energy_j is not None), key=lambda v: (v.step_s, v.energy_j)
+    ):
+        last = front[-1].energy_j if front else None
+        if last is None or (verdict.energy_j or 0.0) < last * (1 - 1e-3):
+            front.append(verdict)
+    prediction = simulator.predict(best.assignment)
+    return Choice(
+        simulator.plan(best.assignment),
+        prediction,
+        judge.objective,
+        tuple(option(verdict) for verdict in listed),
+        tuple(option(verdict) for verdict in front),
+        limits(judge, best, prediction),
+        reasons(judge, run.moves, best),
+        run.exhaustive,
+        names,
+    )
