@@ -8,7 +8,7 @@ that the user's own code runs in front of this device's stage at the cost of sha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,3 +74,23 @@ def materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
         parameter.size(), parameter.stride(), dtype=parameter.dtype, device=device
     )
     return nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def outside_graph(leaf: Tensor) -> Tensor:
+    """A copy that asks for a gradient if the original does, keeps no graph, and may be changed."""
+    if not leaf.requires_grad:
+        return leaf.detach()
+    with torch.enable_grad():
+        anchor = torch.empty(0, requires_grad=True)
+        marked: Tensor = _Mark.apply(anchor, leaf.detach())  # type: ignore[no-untyped-call]
+        return marked
+
+
+class _Mark(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, leaf: Tensor) -> Tensor:
+        return leaf.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return None, None

@@ -23,13 +23,23 @@ class Cut:
         name: Its name, as in `module.named_modules()`.
         position: When it is called (see `replicate.probe`).
         leaves: The arguments that have to be sent to a stage that begins here.
+        carried: Further values that have to be sent, because the step uses them later.
         parameters: Numbers of parameter entries first used from here up to the next cut.
+        flops: Floating-point operations of one row's forward from here up to the next cut:
+            products of matrices, convolutions and attention.
     """
 
     name: str
     position: int
     leaves: tuple[Leaf, ...]
+    carried: tuple[Leaf, ...] = ()
     parameters: int = 0
+    flops: float = 0.0
+
+    @property
+    def crossing_bytes(self) -> int:
+        """What is sent for one row; the gradient takes the same way back."""
+        return sum(leaf.bytes_of(1) for leaf in (*self.leaves, *self.carried))
 
 
 def crossing(probe: Probe, name: str) -> tuple[Leaf, ...]:
@@ -37,14 +47,25 @@ def crossing(probe: Probe, name: str) -> tuple[Leaf, ...]:
     return tuple(leaf for leaf in probe.once()[name].leaves if leaf.fake)
 
 
-def beside(probe: Probe, name: str) -> tuple[Value, ...]:
-    """Values from in front of a cut, used behind it, that are not its module's arguments."""
+def across(probe: Probe, name: str) -> tuple[Value, ...]:
+    """All values from in front of a cut that are used behind it."""
     position = probe.once()[name].position
-    return tuple(
-        value
-        for value in probe.values
-        if value.created < position <= value.uses[-1][0] and name not in value.passed_to
-    )
+    return tuple(v for v in probe.values if v.created < position <= v.last_use)
+
+
+def beside(probe: Probe, name: str) -> tuple[Value, ...]:
+    """Those of them that are not among its module's arguments."""
+    return tuple(value for value in across(probe, name) if name not in value.passed_to)
+
+
+def carried(probe: Probe, name: str) -> tuple[Value, ...]:
+    """Those beside the arguments that both sides of a cut can find (see `replicate.sites`)."""
+    return tuple(value for value in beside(probe, name) if value.leaf.path)
+
+
+def lost(probe: Probe, name: str) -> tuple[Value, ...]:
+    """Those that they cannot find: the module cannot begin a stage."""
+    return tuple(value for value in beside(probe, name) if not value.leaf.path)
 
 
 def reused(probe: Probe, name: str) -> bool:
@@ -61,41 +82,56 @@ def reused(probe: Probe, name: str) -> bool:
 def cuts(probe: Probe, module: nn.Module, blocks_only: bool = False) -> tuple[Cut, ...]:
     """All legal cut points in the order they run.
 
+    Of modules entered with the same call (a container and its first child) either is legal.
+
     Args:
         probe: Of the step to be cut.
         module: The probed module.
-        blocks_only: Only children of `nn.ModuleList` and `nn.Sequential`, the places people cut at.
+        blocks_only: Only the places people cut at: members of a `nn.ModuleList` or
+            `nn.Sequential`, and those inside another member only where nothing has to be carried
+            beside their arguments. All cuts if the model has no such place.
     """
-    blocks = {
-        f"{name}.{child}" if name else child
-        for name, parent in module.named_modules()
-        if isinstance(parent, (nn.ModuleList, nn.Sequential))
-        for child, _ in parent.named_children()
-    }
     legal = [
         call
         for name, call in probe.once().items()
-        if (not blocks_only or name in blocks)
-        and any(leaf.fake for leaf in call.leaves)
-        and not beside(probe, name)
+        if not lost(probe, name)
+        and (any(leaf.fake for leaf in call.leaves) or carried(probe, name))
     ]
-    # of modules entered with the same call (a container and its first child) the outermost comes
-    # first: keep all,
-    # positions differ and either is legal
+    if blocks_only:
+        outer, inner = _blocks(module)
+        places = [
+            c for c in legal if c.name in outer or (c.name in inner and not carried(probe, c.name))
+        ]
+        legal = places or legal
     positions = [call.position for call in legal]
-    sizes = _first_used(probe, module)
-    weights = [0] * (len(legal) + 1)
-    for position, size in sizes:
-        weights[bisect_right(positions, position)] += size
+    parameters, flops = [0] * (len(legal) + 1), [0.0] * (len(legal) + 1)
+    for position, size in _first_used(probe, module):
+        parameters[bisect_right(positions, position)] += size
+    for position, count in probe.flops.items():
+        flops[bisect_right(positions, position)] += count
     return tuple(
         Cut(
             call.name,
             call.position,
-            tuple(leaf for leaf in call.leaves if leaf.fake),
-            weights[i + 1],
+            crossing(probe, call.name),
+            tuple(value.leaf for value in carried(probe, call.name)),
+            parameters[i + 1],
+            flops[i + 1],
         )
         for i, call in enumerate(legal)
     )
+
+
+def _blocks(module: nn.Module) -> tuple[set[str], set[str]]:
+    """Members of lists of modules: those in no other member, and the others."""
+    outer: set[str] = set()
+    inner: set[str] = set()
+    for name, parent in module.named_modules():
+        if isinstance(parent, (nn.ModuleList, nn.Sequential)):
+            nested = any(name == o or name.startswith(f"{o}.") for o in outer)
+            members = {f"{name}.{child}" if name else child for child, _ in parent.named_children()}
+            (inner if nested else outer).update(members)
+    return outer, inner
 
 
 def _first_used(probe: Probe, module: nn.Module) -> list[tuple[int, int]]:
@@ -120,8 +156,9 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
     known = {name for name, _ in module.named_modules()}
     problems = []
     for start in starts:
-        near = get_close_matches(start, legal, n=3, cutoff=0.4)
-        hint = f"; cuts that work nearby: {', '.join(near)}" if near else ""
+        if start in legal:
+            continue
+        hint = _nearest(probe, legal, start)
         if start not in known:
             problems.append(f"start: {start!r} is not a module of {type(module).__name__}{hint}")
         elif start not in once:
@@ -129,31 +166,42 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
             why = f" (the step ended early: {probe.failure})" if probe.failure and not times else ""
             problems.append(
                 f"start: {start!r} runs {times} times in a step; a stage can begin only at a "
-                f"module that runs "
-                f"once{why}{hint}"
+                f"module that runs once{why}{hint}"
             )
-        elif start not in legal:
-            values = beside(probe, start)
-            if values:
-                value = values[0]
-                used_in = next(where for used, where in value.uses if used >= once[start].position)
-                problems.append(
-                    f"start: {start!r} cannot begin a stage: a value computed in "
-                    f"{value.made_in or 'the step'!r} is used behind it in "
-                    f"{used_in or 'the step'!r} without being one of its arguments (a long skip "
-                    f"connection?){hint}"
-                )
-            else:
-                problems.append(
-                    f"start: {start!r} is given no tensor that depends on a parameter: nothing "
-                    f"in front of it is worth a stage{hint}"
-                )
+        elif lost(probe, start):
+            value = lost(probe, start)[0]
+            used_in = next(where for used, where in value.uses if used >= once[start].position)
+            problems.append(
+                f"start: {start!r} cannot begin a stage: a tensor of shape "
+                f"{list(value.leaf.shape)} computed in {value.made_in or 'the step'!r} is used "
+                f"behind it in "
+                f"{used_in or 'the step'!r}, and what computes it (a custom autograd function or "
+                f"a scripted one) hides it from other devices. Make it in a module of its own, or "
+                f"cut elsewhere{hint}"
+            )
+        else:
+            problems.append(
+                f"start: {start!r} is given no tensor that depends on a parameter: nothing "
+                f"in front of it is worth a stage{hint}"
+            )
     positions = [once[start].position for start in starts if start in once]
     if positions != sorted(positions):
         order = sorted((s for s in starts if s in once), key=lambda s: once[s].position)
         problems.append(f"starts are out of order: they run as {', '.join(order)}")
     if problems:
         raise SplitError("\n".join(problems))
+
+
+def _nearest(probe: Probe, legal: Sequence[str], start: str) -> str:
+    """The cuts next to a module in the order of the step, or those that are spelt alike."""
+    once = probe.once()
+    if start in once:
+        here = once[start].position
+        near = [name for name in legal if once[name].position < here][-2:]
+        near += [name for name in legal if once[name].position > here][:2]
+    else:
+        near = get_close_matches(start, legal, n=3, cutoff=0.4)
+    return f"; cuts that work nearby: {', '.join(near)}" if near else ""
 
 
 def owners(probe: Probe, module: nn.Module, starts: Sequence[str]) -> Mapping[str, tuple[int, ...]]:

@@ -55,8 +55,7 @@ class Edges:
         for peer, low, high in overlaps:
             sent = [v for v in values if v.row_dim is not None or self._is_first(peer, m)]
             message = Message(
-                self._meta(m, low, high)
-                | {"values": [[v.name, v.row_dim, v.per_row, v.requires_grad] for v in sent]},
+                self._meta(m, low, high) | {"values": [_described(v) for v in sent]},
                 {v.name: v.rows(low - first, high - first).detach() for v in sent},
             )
             self._send(peer, Channel.FORWARD, message, f"micro-batch {m}'s activations")
@@ -69,10 +68,10 @@ class Edges:
             message = self._receive(
                 peer, Channel.FORWARD, m, low, high, f"micro-batch {m}'s activations"
             )
-            for name, row_dim, per_row, requires_grad in message.meta["values"]:
+            for name, row_dim, per_row, requires_grad, aliases in message.meta["values"]:
                 tensor = message.tensors[name].to(device, non_blocking=True)
                 pieces.setdefault(name, []).append(
-                    Value(name, tensor, row_dim, per_row, requires_grad)
+                    Value(name, tensor, row_dim, per_row, requires_grad, aliases)
                 )
         values = []
         for parts in pieces.values():
@@ -137,6 +136,10 @@ class Edges:
                 f"on the same batch"
             )
         return message
+
+
+def _described(value: Value) -> list[object]:
+    return [value.name, value.row_dim, value.per_row, value.requires_grad, value.aliases]
 
 
 def _assemble(value: Value, parts: Sequence[tuple[int, int, Tensor]]) -> Tensor:

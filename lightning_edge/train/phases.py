@@ -16,8 +16,16 @@ from torch import Tensor, nn
 
 from lightning_edge.errors import SplitError
 from lightning_edge.replicate.placeholder import is_fake
-from lightning_edge.replicate.probe import Probe, probe_step
-from lightning_edge.replicate.split import Cut, check_starts, crossing, cuts, owners, reused
+from lightning_edge.replicate.probe import Probe, Value, probe_step
+from lightning_edge.replicate.split import (
+    Cut,
+    carried,
+    check_starts,
+    crossing,
+    cuts,
+    owners,
+    reused,
+)
 from lightning_edge.train.job import Batch
 from lightning_edge.train.microbatch import batch_leaves, batch_rows, take_rows
 from lightning_edge.train.replay import Phase
@@ -126,11 +134,19 @@ class Phases:
         return self._phases[key], self._probes[key]
 
     def _know(self, key: Any, probe: Probe) -> None:
-        leaves = None
+        leaves, sent, again = None, {}, False
+        values: list[Value] = []
         if self._stage < len(self._starts):
-            leaves = {leaf.path: leaf for leaf in crossing(probe, self._starts[self._stage])}
-        again = self._stage > 0 and reused(probe, self._starts[self._stage - 1])
-        self._probes[key], self._phases[key] = probe, Phase(leaves, again)
+            leave = self._starts[self._stage]
+            leaves = {leaf.path: leaf for leaf in crossing(probe, leave)}
+            sent = {value.leaf.path: value.leaf for value in carried(probe, leave)}
+            values += carried(probe, leave)
+        if self._stage > 0:
+            enter = self._starts[self._stage - 1]
+            again = reused(probe, enter) or bool(carried(probe, enter))
+            values += carried(probe, enter)
+        sites = {site.name: value.leaf.path for value in values for site in value.sites}
+        self._probes[key], self._phases[key] = probe, Phase(leaves, again, sent, sites)
 
     def _check_held(self, kind: str, probe: Probe) -> None:
         parameters = dict(self._module.named_parameters())

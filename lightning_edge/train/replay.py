@@ -24,13 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from lightning_edge.errors import SplitError, UnsupportedError
 from lightning_edge.replicate.placeholder import is_fake
-from lightning_edge.replicate.probe import Leaf, paths_and_leaves
+from lightning_edge.replicate.probe import Leaf
 from lightning_edge.replicate.randomness import mix, seed_all
+from lightning_edge.replicate.trace import paths_and_leaves
+from lightning_edge.train.carry import Carry, Substitutes
 from lightning_edge.train.values import Arrival, Value
 
 __all__: list[str] = []
@@ -53,11 +54,15 @@ class Phase:
     Attributes:
         exit_leaves: The arguments of the next stage's first module that are sent, by path; None on
             the last stage.
-        reused: Whether code behind the entry uses a received value again by itself.
+        substitutes: Whether code behind the entry uses received values by itself.
+        carried: What is sent beside the arguments, by name.
+        sites: Where values that are received or sent by name can be seen (see `train.carry`).
     """
 
     exit_leaves: Mapping[str, Leaf] | None
-    reused: bool
+    substitutes: bool
+    carried: Mapping[str, Leaf] = field(default_factory=dict)
+    sites: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,9 +85,9 @@ class MicroBatch:
     receive: Callable[[], list[Value]] | None = None
     arrival: Arrival | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    # id of a placeholder's result -> (it, what was received for it); holding it keeps the id from
-    # being reused
-    substitutes: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    found: dict[str, list[Tensor]] = field(default_factory=dict)
+    # holding a placeholder's result keeps its id from being reused
+    substitutes: Substitutes = field(default_factory=dict)
     trained: bool = False
     entered: bool = False
     backward: bool = False
@@ -112,7 +117,8 @@ class Replay:
         self._waiting: dict[int, MicroBatch] = {}
         self._open: dict[int, MicroBatch] = {}
         self.active: MicroBatch | None = None
-        self._handles = []
+        self._handles: list[Any] = []
+        self._carry = Carry(module)
         for name, hook in ((entry, self._enter), (exit, self._leave)):
             if name is not None:
                 target = module.get_submodule(name)
@@ -137,6 +143,7 @@ class Replay:
             number: Of the batch within the run.
         """
         self._phase, self._step, self._seeds = phase, step, (seed, number)
+        self._carry.look_for(phase.sites)
         self._waiting = {micro_batch.index: micro_batch for micro_batch in micro_batches}
         self._open = {}
 
@@ -150,17 +157,17 @@ class Replay:
         micro_batch.receive, micro_batch.trained = receive, torch.is_grad_enabled()
         micro_batch.entered = self.entry is None
         seed_all(mix(*self._seeds, m))
-        with self._running(micro_batch), ExitStack() as stack:
+        with self._running(micro_batch, micro_batch.found):
             self._allow_mixing(self.entry is not None)
-            if self._phase.reused:
-                stack.enter_context(_Substitute(micro_batch))
             try:
                 micro_batch.output = self._step(micro_batch.batch, m)
             except StageExit as leave:
                 micro_batch.outputs = leave.values
             except Exception as error:
                 raise self._explained(error) from error
+        micro_batch.output = _received(micro_batch.output, micro_batch.substitutes)
         micro_batch.batch = None
+        micro_batch.found = {}
         self._check_passed(micro_batch)
         if torch.is_grad_enabled():
             self._open[m] = micro_batch
@@ -172,7 +179,7 @@ class Replay:
         """Compute `m`'s gradients: parameters' go to `p.grad`, received values' are returned."""
         micro_batch = self._open.pop(m)
         micro_batch.backward = True
-        with self._running(micro_batch):
+        with self._running(micro_batch, None):
             if micro_batch.outputs is None:
                 assert micro_batch.loss is not None
                 torch.autograd.backward([micro_batch.loss])
@@ -188,10 +195,15 @@ class Replay:
         return micro_batch.arrival.values, micro_batch.arrival.gradients
 
     @contextmanager
-    def _running(self, micro_batch: MicroBatch) -> Iterator[None]:
+    def _running(
+        self, micro_batch: MicroBatch, found: dict[str, list[Tensor]] | None
+    ) -> Iterator[None]:
         self.active = micro_batch
         try:
-            yield
+            with ExitStack() as stack:
+                if self._phase.substitutes or self._phase.sites:
+                    stack.enter_context(self._carry.running(micro_batch.substitutes, found))
+                yield
         finally:
             self.active = None
             self._allow_mixing(True)
@@ -225,33 +237,69 @@ class Replay:
         micro_batch.entered = True
         micro_batch.arrival = Arrival(micro_batch.receive())
         micro_batch.tensors = micro_batch.arrival.tensors()
+        for name, tensor in micro_batch.tensors.items():
+            for seen in micro_batch.found.get(name, ()):
+                self._check_same(name, seen, tensor)
+                micro_batch.substitutes[id(seen)] = (seen, tensor)
         for path, leaf in leaves:
             if path in micro_batch.tensors:
                 micro_batch.substitutes[id(leaf)] = (leaf, micro_batch.tensors[path])
+            elif id(leaf) in micro_batch.substitutes:
+                micro_batch.tensors[path] = micro_batch.substitutes[id(leaf)][1]
             elif isinstance(leaf, Tensor) and is_fake(leaf):
                 raise SplitError(
                     f"{self.entry!r} needs its argument {path}, which the stage in front did not "
-                    f"send: the step takes "
-                    f"another way through the model on this batch than on the first one. Choose "
-                    f"another cut."
+                    f"send: the step takes another way through the model on this batch than on the "
+                    f"first one. Choose another cut."
                 )
         self._allow_mixing(False)
+
+    def _check_same(self, name: str, seen: Tensor, received: Tensor) -> None:
+        if is_fake(seen) and (seen.shape, seen.dtype) != (received.shape, received.dtype):
+            raise SplitError(
+                f"the value {name} that is carried to {self.entry!r} is {_kind(received)} in the "
+                f"stage that made it and {_kind(seen)} here: the step takes different ways through "
+                f"the model on different devices (on padding, perhaps). Choose another cut, or "
+                f"give the stages the same shares."
+            )
 
     def _leave(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         """Pre-hook of the next stage's first module: its arguments are this stage's outputs."""
         micro_batch = self.active
-        if micro_batch is None or self._phase.exit_leaves is None:
+        if micro_batch is None or self._phase.exit_leaves is None or micro_batch.backward:
             return
-        values = []
-        for path, leaf in paths_and_leaves((args, kwargs)):
-            known = self._phase.exit_leaves.get(path)
-            if known is None or not isinstance(leaf, Tensor):
+        leaves = dict(paths_and_leaves((args, kwargs)))
+        values: dict[int, Value] = {}
+        wanted = {**self._phase.exit_leaves, **self._phase.carried}
+        for path, known in wanted.items():
+            leaf = (
+                self._carried(micro_batch, path)
+                if path in self._phase.carried
+                else leaves.get(path)
+            )
+            if not isinstance(leaf, Tensor):
                 continue
             tensor = micro_batch.substitutes.get(id(leaf), (leaf, leaf))[1]
             if is_fake(tensor):
                 raise SplitError(_beside(self.exit, path))
-            values.append(self._value(known, tensor, micro_batch.rows, micro_batch.trained))
-        raise StageExit(values)
+            if id(tensor) in values:
+                values[id(tensor)].aliases.append(path)
+            else:
+                values[id(tensor)] = self._value(
+                    known, tensor, micro_batch.rows, micro_batch.trained
+                )
+        raise StageExit(list(values.values()))
+
+    def _carried(self, micro_batch: MicroBatch, name: str) -> Tensor:
+        if name in micro_batch.tensors:  # on its way from a stage in front
+            return micro_batch.tensors[name]
+        if name not in micro_batch.found:
+            raise SplitError(
+                f"the value {name}, which the stages behind {self.exit!r} need, was not computed: "
+                f"the step takes another way through the model on this batch than on the first "
+                f"one. Choose another cut."
+            )
+        return micro_batch.found[name][-1]
 
     def _value(self, known: Leaf, tensor: Tensor, rows: int, trained: bool) -> Value:
         row_dim, per_row = known.row_dim, known.per_row
@@ -288,26 +336,21 @@ class Replay:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._carry.close()
         self._open, self._waiting, self.active = {}, {}, None
 
 
-class _Substitute(TorchFunctionMode):
-    """Gives operations behind the entry what was received in place of the placeholders' results."""
+def _received(output: Any, substitutes: Substitutes) -> Any:
+    """A step's result with what was received in it."""
+    if not substitutes:
+        return output
+    return tree_map(
+        lambda leaf: substitutes[id(leaf)][1] if id(leaf) in substitutes else leaf, output
+    )
 
-    def __init__(self, micro_batch: MicroBatch) -> None:
-        super().__init__()
-        self._substitutes = micro_batch.substitutes
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        known = self._substitutes
-        if known:
-
-            def real(leaf: Any) -> Any:
-                return known[id(leaf)][1] if id(leaf) in known else leaf
-
-            args, kwargs = tree_map(real, (args, kwargs))
-        return func(*args, **kwargs)
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {list(tensor.shape)}"
 
 
 def _beside(cut: str | None, path: str | None) -> str:

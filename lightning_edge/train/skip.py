@@ -6,16 +6,18 @@ placeholders (59 ms for 12 blocks against 3 with it).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from lightning_edge.replicate.placeholder import is_fake
+from lightning_edge.replicate.placeholder import is_fake, outside_graph
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.snapshot import version
+from lightning_edge.replicate.split import across
+from lightning_edge.replicate.trial import Trials
 
 __all__: list[str] = []
 
@@ -27,7 +29,7 @@ class Skipper:
 
     Args:
         module: The whole module, with placeholders in place.
-        probe: Of its training step.
+        probes: Of its steps.
         entry: The module the stage begins with.
         in_prefix: Whether a step is running and has not come to this stage yet, or activation
             checkpointing runs the prefix again: results lead nowhere, so that no gradient of a
@@ -35,13 +37,14 @@ class Skipper:
     """
 
     def __init__(
-        self, module: nn.Module, probe: Probe, entry: str, in_prefix: Callable[[], bool]
+        self, module: nn.Module, probes: Sequence[Probe], entry: str, in_prefix: Callable[[], bool]
     ) -> None:
-        self._wrapped: list[nn.Module] = []
-        for name in skippable(module, probe, entry):
-            self._wrap(module.get_submodule(name), in_prefix)
+        self._wrapped: list[tuple[nn.Module, Any]] = []
+        once = set.intersection(*(set(probe.once()) for probe in probes))
+        for name in skippable(module, probes, entry):
+            self._wrap(module.get_submodule(name), in_prefix, name in once)
 
-    def _wrap(self, child: nn.Module, in_prefix: Callable[[], bool]) -> None:
+    def _wrap(self, child: nn.Module, in_prefix: Callable[[], bool], once: bool) -> None:
         forward = child.forward
         kept: dict[Any, tuple[list[Any], TreeSpec, list[int]] | None] = {}
 
@@ -53,7 +56,8 @@ class Skipper:
             if known is not None:
                 leaves, spec, versions = known
                 if [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)] == versions:
-                    return tree_unflatten(leaves, spec)
+                    # results of several calls must not be mistaken for one another
+                    return tree_unflatten(leaves if once else _copies(leaves), spec)
             result = forward(*args, **kwargs)
             if key in kept and known is None:
                 return result  # gave something real before: has to run each time
@@ -62,30 +66,40 @@ class Skipper:
             plain = kept[key] = _keep(result)
             return result if plain is None else tree_unflatten(plain[0], plain[1])
 
+        self._wrapped.append((child, child.__dict__.get("forward")))
         child.__dict__["forward"] = skipping
-        self._wrapped.append(child)
 
     def close(self) -> None:
         """Give every module its own forward back."""
-        for child in self._wrapped:
+        for child, before in self._wrapped:
             child.__dict__.pop("forward", None)
+            if before is not None:
+                child.__dict__["forward"] = before
         self._wrapped = []
 
 
-def skippable(module: nn.Module, probe: Probe, entry: str) -> list[str]:
-    """The largest modules that run in front of the entry only and hold nothing real."""
-    position = probe.once()[entry].position
-    late = {call.name for call in probe.calls if call.position >= position}
-    called = {call.name for call in probe.calls if call.position < position}
-    # whoever contains a later call, or is on the way to it, runs for real
-    busy = {
-        name[:i] for name in late for i in range(len(name) + 1) if i == len(name) or name[i] == "."
-    }
+def skippable(module: nn.Module, probes: Sequence[Probe], entry: str) -> list[str]:
+    """The largest modules that run in front of the entry only and hold nothing real.
+
+    What the stages behind need of them must be seen from outside.
+    """
+    busy, called = set(), set()
+    hiding: set[str] = set()
+    for probe in probes:
+        position = probe.once()[entry].position
+        called |= {call.name for call in probe.calls if call.position < position}
+        for call in probe.calls:
+            if call.position >= position:  # whoever contains it runs for real
+                parts = call.name.split(".")
+                busy |= {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
+        for value in across(probe, entry):
+            seen = [set(s.inside) for s in value.sites if s.position <= position]
+            hiding |= set.intersection(*seen) if seen else called
     found: list[str] = []
     for name, child in module.named_modules():
-        if name not in called or name in busy or entry.startswith(f"{name}."):
+        if name not in called or name in busy or name in hiding or entry.startswith(f"{name}."):
             continue
-        if any(name.startswith(f"{outer}.") for outer in found) or "forward" in child.__dict__:
+        if any(name.startswith(f"{outer}.") for outer in found):
             continue
         if all(is_fake(parameter) for parameter in child.parameters()):
             found.append(name)
@@ -110,25 +124,45 @@ def _keep(result: Any) -> tuple[list[Any], TreeSpec, list[int]] | None:
     if not all(is_fake(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
         return None
     leaves, spec = tree_flatten(result)
-    plain = [_outside_graph(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    plain = _copies(leaves)
     return plain, spec, [version(leaf) for leaf in plain if isinstance(leaf, Tensor)]
 
 
-def _outside_graph(leaf: Tensor) -> Tensor:
-    """A copy that asks for a gradient, keeps no graph, and may be changed in place."""
-    if not leaf.requires_grad:
-        return leaf.detach()
-    with torch.enable_grad():
-        anchor = torch.empty(0, requires_grad=True)
-        marked: Tensor = _Mark.apply(anchor, leaf.detach())  # type: ignore[no-untyped-call]
-        return marked
+def _copies(leaves: list[Any]) -> list[Any]:
+    """The leaves outside their graph; what stands there twice still does."""
+    copies: dict[int, Tensor] = {}
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and id(leaf) not in copies:
+            copies[id(leaf)] = outside_graph(leaf)
+    return [copies.get(id(leaf), leaf) for leaf in leaves]
 
 
-class _Mark(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, leaf: Tensor) -> Tensor:
-        return leaf.clone()
+class Prefix:
+    """What runs in front of a stage: skipped where it can be, tried on zeros where it needs data.
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return None, None
+    Args:
+        module: The whole module, with placeholders in place.
+        entry: The module the stage begins with; None for the first stage.
+        in_prefix: See `Skipper`.
+    """
+
+    def __init__(self, module: nn.Module, entry: str | None, in_prefix: Callable[[], bool]) -> None:
+        self._module, self._entry, self._in_prefix = module, entry, in_prefix
+        self._probes: list[Probe] = []
+        self._parts: list[Skipper | Trials] = []
+
+    def know(self, probe: Probe) -> None:
+        """Steps like the probed one are to come."""
+        if self._entry is None or any(known is probe for known in self._probes):
+            return
+        self._probes.append(probe)
+        self.close()
+        trials = frozenset().union(*(known.trials for known in self._probes))
+        self._parts = [Trials(self._module, sorted(trials))]
+        self._parts.append(Skipper(self._module, self._probes, self._entry, self._in_prefix))
+
+    def close(self) -> None:
+        """Give every module its own forward back."""
+        for part in reversed(self._parts):
+            part.close()
+        self._parts = []

@@ -40,7 +40,7 @@ from lightning_edge.train.job import Batch, Job
 from lightning_edge.train.masks import Masks
 from lightning_edge.train.phases import Phases
 from lightning_edge.train.replay import MicroBatch, Replay
-from lightning_edge.train.skip import Skipper
+from lightning_edge.train.skip import Prefix
 from lightning_edge.train.transport import Channel, Transport
 from lightning_edge.train.values import Value
 
@@ -109,7 +109,8 @@ class Stage:
         entry = self.starts[self.index - 1] if self.index else None
         leave = self.starts[self.index] if self.index is not None and not self.is_last else None
         self.replay = Replay(module, self._mode, entry, leave)
-        self._skipper = Skipper(module, probe, entry, self._in_prefix) if entry else None
+        self._prefix = Prefix(module, entry, self._in_prefix)
+        self._prefix.know(probe)
         self.phases = Phases(module, self.starts, self.index if self.index is not None else 0)
         self._drawing: frozenset[str] = frozenset()
         self._masks: Masks | None = None
@@ -190,6 +191,7 @@ class Stage:
         if mine:
             phase, probe = self.phases.of(job.kind, job.step, batch, job.context)
             self._seed_draws(probe)
+            self._prefix.know(probe)
             self.replay.start(phase, self._call(job), mine, *self._batch)
         if job.training:
             assert self.gradients is not None
@@ -320,7 +322,7 @@ class Stage:
     def close(self) -> None:
         """Take everything off the module but the placeholders."""
         self.replay.close()
-        for part in (self._skipper, self._masks, self.gradients):
+        for part in (self._prefix, self._masks, self.gradients):
             if part is not None:
                 part.close()
 

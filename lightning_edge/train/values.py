@@ -28,6 +28,7 @@ class Value:
         row_dim: Dimension along which rows lie; None when it has no rows.
         per_row: Entries along `row_dim` for each row.
         requires_grad: Whether a gradient goes back for it.
+        aliases: Further places where the same tensor stands.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Value:
     row_dim: int | None
     per_row: int
     requires_grad: bool
+    aliases: list[str] = field(default_factory=list)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows `start:stop`, counted from this device's first; all of it when it has none."""
@@ -68,6 +70,8 @@ class Arrival:
                 anchor = torch.empty(0, requires_grad=True)
                 outputs = _Arrive.apply(anchor, self, live)  # type: ignore[no-untyped-call]
             tensors.update(zip((value.name for value in live), outputs, strict=True))
+        for value in self.values:
+            tensors.update(dict.fromkeys(value.aliases, tensors[value.name]))
         return tensors
 
 
