@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from lightning_edge.replicate.placeholder import (
 from lightning_edge.replicate.randomness import host_states, kept
 from lightning_edge.replicate.sites import Site, Whereabouts, follow_calls, numbered
 from lightning_edge.replicate.snapshot import untouched
-from lightning_edge.replicate.trial import NEEDS_DATA, Trials
+from lightning_edge.replicate.trial import Trials
 
 __all__: list[str] = []
 
@@ -159,6 +160,9 @@ def _run(
         stack.enter_context(_Operations(trace))
         stack.enter_context(_Watch(trace, names))
         before = host_states()
+        logger = logging.getLogger("torch._subclasses.fake_tensor")  # shouts before it raises
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
         try:
             trace.output = step(batch)
             trace.use(trace.output, trace.position + 1, RESULT)
@@ -273,7 +277,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             trace.draws.add(trace.where.module)
         try:
             out = func(*args, **kwargs)
-        except NEEDS_DATA:
+        except Exception:  # it needs data, or nobody taught it to do without
             trace.stuck_in = trace.where.module
             raise
         count = flop_registry.get(func.overloadpacket)

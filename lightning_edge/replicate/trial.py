@@ -13,18 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-)
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_edge.replicate.placeholder import is_fake, outside_graph, swap_parameters
 
 __all__: list[str] = []
-
-NEEDS_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 class Trials:
