@@ -155,9 +155,9 @@ class EdgeCollabStrategy(ParallelStrategy):
         return self._parts.batch_rows if self._parts is not None else 0
 
     @property
-    def step_seconds(self) -> dict[str, float]:
-        """Where the time of this device's last training batch went."""
-        return self._parts.step_seconds if self._parts is not None else {}
+    def step_phases(self) -> list[tuple[float, float, dict[str, float]]]:
+        """How this device spent its last training batch: start, end and seconds per phase."""
+        return self._parts.step_phases if self._parts is not None else []
 
     @property
     @override

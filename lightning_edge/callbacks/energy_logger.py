@@ -122,8 +122,6 @@ class EnergyLogger(Callback):
                 log.info("Energy source %s: %s. %s", choice.kind, choice.reason, choice.remedy)
             if self._idle_baseline_s > 0:
                 self.meter.idle_baseline(self._idle_baseline_s)
-        if hasattr(trainer.strategy, "phase_marks"):
-            trainer.strategy.phase_marks = self.meter.phases
         self._run = RunAccount(self.meter, trainer.global_rank, self._earlier)
         self._last_step = trainer.global_step
         self._directory = None
@@ -131,8 +129,6 @@ class EnergyLogger(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if hasattr(trainer.strategy, "phase_marks"):
-            trainer.strategy.phase_marks = None
         if self.meter is not None and self._own_meter:
             self.meter.close()
             self.meter = None
@@ -179,9 +175,7 @@ class EnergyLogger(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        spent = getattr(trainer.strategy, "step_seconds", None)
-        if spent and not hasattr(trainer.strategy, "phase_marks"):
-            self._account.meter.phases.split(**spent)
+        self._account.mark_step(trainer.strategy)
         self._account.meter.phases.enter("data")
         self._count(trainer, "train", batch)
         step = trainer.global_step

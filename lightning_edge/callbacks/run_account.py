@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,6 +94,13 @@ class RunAccount:
         """Pause a stage."""
         if stage in self.stages:
             self.stages[stage].close()
+
+    def mark_step(self, strategy: Any) -> None:
+        """Mark how a strategy spent its last batch, if it tells (see `PhaseMarks.insert`)."""
+        stretches = getattr(strategy, "step_phases", ())
+        shift_s = self.meter.host.clock() - time.perf_counter()
+        for start_s, stop_s, seconds in stretches:
+            self.meter.phases.insert(start_s + shift_s, stop_s + shift_s, seconds)
 
     def collect(self, stage: str, gather: Gather, *, final: bool = False) -> PoolReport:
         """Hand in this rank's account and take those of all; `final` adds phases and curves."""

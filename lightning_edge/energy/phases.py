@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from lightning_edge.errors import EnergyError
 
 MAX_MARKS = 262_144
-"""Beyond this many marks the older half is forgotten; its seconds stay in the totals."""
+"""Beyond this many marks every other one of the older half is forgotten: seconds stay exact at the
+marks that are left."""
 
 
 class Phase(str, Enum):
@@ -55,8 +56,8 @@ class PhaseMarks:
         self._clock = clock
         self._current = _INDEX["other"]
         self._now = [0.0] * len(PHASES)
-        self._times = array("d", [clock()])
-        self._seconds = array("d", self._now)
+        # Time of each mark, and seconds per phase up to it; together, as other threads read them.
+        self._rows = array("d", [clock()]), array("d", self._now)
 
     @property
     def current(self) -> str:
@@ -84,32 +85,40 @@ class PhaseMarks:
         finally:
             self.enter(before)
 
-    def split(self, **seconds: float) -> None:
-        """Say how the time since the last mark was spent.
+    def insert(self, start_s: float, stop_s: float, seconds: Mapping[str, float]) -> None:
+        """Say how a stretch of time that is over was spent: its phases one after the other.
 
-        For callers that keep sums and not time stamps.
-
-        What is left over belongs to the phase that was entered. Seconds that ran side by side and
-        so exceed the time that passed are scaled down together.
+        The time from the last mark to `start_s`, and what is left over at the stretch's end, belong
+        to the phase that was entered. Stretches come in order; what lies before the last mark is
+        known already and ignored.
 
         Args:
-            seconds: Seconds per phase, such as ``compute=0.8, waiting=0.1``.
+            start_s: Start of the stretch, by the meter's clock.
+            stop_s: Its end.
+            seconds: Seconds per phase, in their order.
         """
-        self._extend(self._clock(), {_index(name): value for name, value in seconds.items()})
+        if stop_s <= self._rows[0][-1]:
+            return
+        self._extend(start_s, {})
+        for name, value in seconds.items():
+            start_s += max(value, 0.0)
+            self._extend(min(start_s, stop_s), {_index(name): value})
+        self._extend(stop_s, {})
 
     def _extend(self, now_s: float, spent: Mapping[int, float]) -> None:
-        passed_s = max(now_s - self._times[-1], 0.0)
+        times, seconds = self._rows
+        now_s = max(now_s, times[-1])
+        passed_s = now_s - times[-1]
         used_s = sum(max(value, 0.0) for value in spent.values())
         scale = passed_s / used_s if used_s > passed_s else 1.0
         for number, value in spent.items():
             self._now[number] += max(value, 0.0) * scale
         self._now[self._current] += max(passed_s - used_s * scale, 0.0)
-        if len(self._times) >= MAX_MARKS:
-            self._times = self._times[MAX_MARKS // 2 :]
-            self._seconds = self._seconds[MAX_MARKS // 2 * len(PHASES) :]
+        if len(times) >= MAX_MARKS:
+            self._rows = times, seconds = _thinned(times, seconds)
         # Seconds first: another thread reads as many rows as there are times.
-        self._seconds.extend(self._now)
-        self._times.append(now_s)
+        seconds.extend(self._now)
+        times.append(now_s)
 
     def seconds(self, start_s: float, stop_s: float) -> dict[str, float]:
         """Seconds per phase between two times; phases that did not occur are left out."""
@@ -119,8 +128,9 @@ class PhaseMarks:
 
     def table(self) -> PhaseTable:
         """A copy of what is marked so far, to evaluate at many times."""
-        times = np.array(self._times[:])
-        seconds = np.array(self._seconds[: len(times) * len(PHASES)])
+        rows = self._rows
+        times = np.array(rows[0][:])
+        seconds = np.array(rows[1][: len(times) * len(PHASES)])
         return PhaseTable(times, seconds.reshape(len(times), len(PHASES)), self._current)
 
 
@@ -168,6 +178,13 @@ class PhaseTable:
             )
             for end, row in zip(edges[1:], parts, strict=True)
         ]
+
+
+def _thinned(times: array[float], seconds: array[float]) -> tuple[array[float], array[float]]:
+    """Every other row of the older half, the first one included, and all of the newer half."""
+    half, width = len(times) // 2, len(PHASES)
+    older = np.array(seconds[: half * width]).reshape(half, width)
+    return times[:half:2] + times[half:], array("d", older[::2].ravel()) + seconds[half * width :]
 
 
 def _index(phase: str) -> int:

@@ -273,14 +273,16 @@ class RunParts:
         return self._run.rows
 
     @property
-    def step_seconds(self) -> dict[str, float]:
-        """Where this device's time went in the last training batch."""
-        last = self._run.last
-        return {
-            "compute": last.compute_s,
-            "waiting": last.wait_s,
-            "communication": last.communication_s,
-        }
+    def step_phases(self) -> list[tuple[float, float, dict[str, float]]]:
+        """How this device spent the last training batch, instruction by instruction.
+
+        Each is a start, an end (`time.perf_counter`) and seconds per phase in their order; what is
+        left over was compute.
+        """
+        return [
+            (s.start_s, s.stop_s, {"waiting": s.wait_s, "communication": s.communication_s})
+            for s in self._run.last.spans
+        ]
 
     def report(self) -> Report:
         """What every device did; collective."""

@@ -57,6 +57,7 @@ class Span:
     start_s: float
     stop_s: float
     wait_s: float
+    communication_s: float = 0.0
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Executor:
             times.communication_s += communicated
             if m is not None:
                 times.compute_s += end - start - waited - communicated
-            times.spans.append(Span(instruction, start, end, waited))
+            times.spans.append(Span(instruction, start, end, waited, communicated))
         return times
 
     def _counted(self) -> tuple[float, float]:

@@ -146,15 +146,15 @@ def test_a_power_that_does_not_follow_the_phases_is_not_divided() -> None:
 
 
 def test_phases_in_one_fixed_mix_are_not_divided() -> None:
-    """Sums per step, all alike: any division of the joules would fit."""
+    """Short steps, all alike: any division of the joules would fit."""
     clock = Clock()
     clock.now_s = 0.0
     marks = PhaseMarks(clock)
     marks.enter("compute")
     random = np.random.default_rng(0)
-    for _ in range(100):
-        clock.pass_s(0.5)
-        marks.split(compute=0.3, waiting=0.2)
+    for _ in range(10_000):
+        clock.pass_s(0.005)
+        marks.insert(clock() - 0.005, clock(), {"waiting": 0.002})
     times = np.linspace(1.0, 49.0, 400)
     watts = 8.0 + 0.1 * random.standard_normal(400)
     report = attribute([Series(DOMAIN, 400.0, times, watts)], marks, 0.0, 50.0)

@@ -44,22 +44,38 @@ def test_blocks_nest_and_errors_leave_them() -> None:
     assert marks.seconds(start_s, clock()) == {"evaluation": 5.0, "checkpoint": 2.0}
 
 
-def test_sums_instead_of_time_stamps() -> None:
+def test_stretches_told_afterwards() -> None:
+    """A step entered as compute, told instruction by instruction once it is over::
+
+    entered    compute . . . . . . . . . . . . . . .|
+    told               |wait 2|comm 1|      |wait 1|
+    found      compute 1               1+1           2
+    """
     clock = Clock()
     start_s = clock()
     marks = PhaseMarks(clock)
     marks.enter("compute")
-    clock.pass_s(1.0)
-    marks.split(waiting=0.3, communication=0.1)
-    found = marks.seconds(start_s, clock())
-    assert found == {
-        "compute": pytest.approx(0.6), "waiting": pytest.approx(0.3),
-        "communication": pytest.approx(0.1),
+    clock.pass_s(9)
+    marks.insert(start_s + 1, start_s + 5, {"waiting": 2.0, "communication": 1.0})
+    marks.insert(start_s + 6, start_s + 7, {"waiting": 1.0})
+    marks.insert(start_s + 2, start_s + 6.5, {"communication": 9.0})  # known already
+    marks.enter("data")
+    assert marks.seconds(start_s, start_s + 9) == {
+        "compute": pytest.approx(5.0), "communication": pytest.approx(1.0),
+        "waiting": pytest.approx(3.0),
     }  # fmt: skip
+    assert marks.seconds(start_s + 1, start_s + 3) == {"waiting": pytest.approx(2.0)}
+    assert marks.seconds(start_s + 3, start_s + 4) == {"communication": pytest.approx(1.0)}
+    assert marks.seconds(start_s + 4, start_s + 6) == {"compute": pytest.approx(2.0)}
+
+
+def test_more_than_the_stretch_has_is_cut() -> None:
+    clock = Clock()
+    start_s = clock()
+    marks = PhaseMarks(clock)
     clock.pass_s(1.0)
-    marks.split(compute=1.5, communication=0.5)  # side by side: more than the time there was
-    found = marks.seconds(start_s + 1.0, clock())
-    assert found == {"compute": pytest.approx(0.75), "communication": pytest.approx(0.25)}
+    marks.insert(start_s, start_s + 1, {"compute": 1.5, "waiting": 0.5})
+    assert marks.seconds(start_s, clock()) == {"compute": pytest.approx(1.0)}
 
 
 def test_unknown_phase() -> None:
@@ -81,7 +97,7 @@ def test_seconds_are_those_of_the_window(
     for phase, wait_s, waiting_s in steps:
         marks.enter(phase)
         clock.pass_s(wait_s)
-        marks.split(waiting=waiting_s)
+        marks.insert(clock() - 0.5 * wait_s, clock(), {"waiting": waiting_s})
     table = marks.table()
     spent = np.diff(table(np.array(times)), axis=0)
     assert (spent >= -1e-9).all()
@@ -91,6 +107,7 @@ def test_seconds_are_those_of_the_window(
 def test_old_marks_are_forgotten_and_their_seconds_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phases, "MAX_MARKS", 10)
     clock = Clock()
+    start_s = clock()
     marks = PhaseMarks(clock)
     for _ in range(50):
         marks.enter("compute")
@@ -101,6 +118,7 @@ def test_old_marks_are_forgotten_and_their_seconds_kept(monkeypatch: pytest.Monk
     assert len(table.times_s) <= 11
     late = clock() - 4
     assert marks.seconds(late, clock()) == {"compute": 2.0, "data": 2.0}
+    assert marks.seconds(start_s, clock()) == {"compute": 50.0, "data": 50.0}  # and of all
 
 
 def test_series_for_the_picture() -> None:
