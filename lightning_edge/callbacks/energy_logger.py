@@ -300,8 +300,8 @@ class EnergyLogger(Callback):
             self._directory = Path(str(chosen or trainer.default_root_dir))
         _wait_for_gpu(trainer)
         self._account.passes = passes_of(trainer)  # a plan may be made only after setup
-        self._account.open(stage)
         self._account.meter.phases.enter(phase)
+        self._account.open(stage)
 
     def _count(self, trainer: Trainer, stage: str, batch: Any) -> None:
         whole = getattr(trainer.strategy, "batch_rows", None)
@@ -338,7 +338,9 @@ class EnergyLogger(Callback):
             extra = {"carbon_g_per_kwh": self._carbon_g_per_kwh, "step": trainer.global_step}
             write_json(self._directory / f"{name}.json", stages, extra)
             write_csv(self._directory / f"{name}.csv", stages)
-            save(self._directory / f"{name}.png", stages.get("train") or [*stages.values()][0])
+            first = stages.get("train") or [*stages.values()][0]
+            validation = stages.get("validate") if "train" in stages else None
+            save(self._directory / f"{name}.png", first, validation)
 
     def _tell_forecast(self, trainer: Trainer, pool: PoolReport) -> None:
         """After the first epoch: what the whole run will take, its evaluations included."""

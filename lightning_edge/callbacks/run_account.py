@@ -116,6 +116,7 @@ class RunAccount:
 
     def _account(self, stage: str, *, final: bool = False) -> RankAccount:
         account, host = self.stages[stage], self.meter.host
+        report = account.report
         spent: dict[str, Any] = {}
         if final:
             stop_s = self._phases_s = self.meter.read()
@@ -126,13 +127,15 @@ class RunAccount:
             }
             if stage == "train":
                 phases = self.meter.attribute(self.begin_s, stop_s)
-                spent["phase_j"], spent["phase_s"] = phases.energy_j, dict(phases.seconds)
+                # Powers from all readings there are, joules of training alone.
+                seconds = spent["phase_s"] = account.phase_seconds(stop_s)
+                spent["phase_j"] = phases.part(seconds, report.energy_j or 0.0)
                 spent["phase_note"] = phases.reason
         return RankAccount(
             rank=self.rank,
             device=os.environ.get(DEVICE_NAME) or platform.node() or "device",
             host=host.boot_id,
-            report=account.report,
+            report=report,
             samples=float(account.samples),
             tokens=account.tokens,
             whole_samples=account.whole_samples,

@@ -30,6 +30,7 @@ class StageAccount:
         self._meter = meter
         self._closed: EnergyReport | None = None
         self._window: Window | None = None
+        self._stretches: list[tuple[float, float]] = []
         self._tokens: Any = None
 
     def open(self) -> None:
@@ -41,6 +42,7 @@ class StageAccount:
         """End the stretch, if one is on."""
         if self._window is not None:
             report = self._window.close()
+            self._stretches.append((self._window.start_s, self._window.stop_s or 0.0))
             self._closed = report if self._closed is None else self._closed + report
             self._window = None
 
@@ -62,6 +64,15 @@ class StageAccount:
         if isinstance(self._tokens, torch.Tensor):
             return float(self._tokens.item())
         return None if self._tokens is None else float(self._tokens)
+
+    def phase_seconds(self, now_s: float) -> dict[str, float]:
+        """Seconds per phase over all stretches so far."""
+        found: dict[str, float] = {}
+        running = [] if self._window is None else [(self._window.start_s, now_s)]
+        for start_s, stop_s in self._stretches + running:
+            for name, seconds in self._meter.phases.seconds(start_s, stop_s).items():
+                found[name] = found.get(name, 0.0) + seconds
+        return found
 
     @property
     def report(self) -> EnergyReport:

@@ -101,6 +101,27 @@ class PhaseReport:
             return None
         return {k: j / self.seconds[k] for k, j in self.energy_j.items() if self.seconds[k] > 0}
 
+    def part(self, seconds: Mapping[str, float], energy_j: float) -> dict[str, float] | None:
+        """Divide the joules of a part of the window, by the powers found over all of it.
+
+        Args:
+            seconds: Seconds per phase in the part.
+            energy_j: Joules metered in the part.
+
+        Returns:
+            Joules per phase, which add up to `energy_j`; None where phases cannot be told apart.
+        """
+        powers_w = self.power_w
+        if not powers_w:
+            return None
+        rest = "other" if "other" in powers_w else max(powers_w, key=lambda k: self.seconds[k])
+        found = dict.fromkeys(powers_w, 0.0)
+        for name, spent_s in seconds.items():
+            key = name if name in powers_w else rest
+            found[key] += powers_w[key] * spent_s
+        total_j = sum(found.values())
+        return {k: j * energy_j / total_j for k, j in found.items() if j > 0} or None
+
 
 @dataclass(frozen=True)
 class _Fit:

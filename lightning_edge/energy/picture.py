@@ -27,10 +27,14 @@ COLOURS: Mapping[str, str] = dict(
 """A palette that also people with colour-blindness tell apart (Paul Tol's "bright")."""
 
 
-def draw(pool: PoolReport) -> Figure:
+def draw(pool: PoolReport, evaluation: PoolReport | None = None) -> Figure:
     """Power over time per device above, joules per device and phase below.
 
     Each device's time starts at its own start: clocks of different machines are never compared.
+
+    Args:
+        pool: The account of training, or of another stage.
+        evaluation: That of the validation runs in between, which are in the curves as well.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -44,20 +48,21 @@ def draw(pool: PoolReport) -> Figure:
         _power(axis, account, names[account.rank], 1.15 * top_w)
         axis.tick_params(labelbottom=account is pool.accounts[-1])
     axes[rows - 1].set_xlabel("s since this device's start")
-    _bars(axes[rows], pool, names)
+    _bars(axes[rows], pool, names, evaluation)
     seen = {name for a in pool.accounts for _, spent in a.phase_series for name in spent}
     patches = [
         Patch(color=COLOURS[name], alpha=0.35, label=name) for name in PHASES if name in seen
     ]
     if patches:
-        axes[0].legend(handles=patches, fontsize=7, loc="lower right", ncols=len(patches))
+        columns = len(patches)
+        figure.legend(handles=patches, fontsize=7, loc="outside upper right", ncols=columns)
     return figure
 
 
-def save(path: Path, pool: PoolReport) -> None:
+def save(path: Path, pool: PoolReport, evaluation: PoolReport | None = None) -> None:
     """Draw and write; the kind of file follows from the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw(pool).savefig(path, dpi=120)
+    draw(pool, evaluation).savefig(path, dpi=120)
 
 
 def _power(axis: Axes, account: RankAccount, name: str, top_w: float) -> None:
@@ -90,7 +95,9 @@ def _phase_background(
             bottom = top
 
 
-def _bars(axis: Axes, pool: PoolReport, names: Mapping[int, str]) -> None:
+def _bars(
+    axis: Axes, pool: PoolReport, names: Mapping[int, str], evaluation: PoolReport | None
+) -> None:
     """Joules per device, divided by phase where that is known; estimates are hatched."""
     for row, account in enumerate(pool.accounts):
         own_j = pool.device_energy_j(account.rank)
@@ -98,7 +105,11 @@ def _bars(axis: Axes, pool: PoolReport, names: Mapping[int, str]) -> None:
             axis.text(0.0, row, " not measured", va="center", fontsize=8)
             continue
         seen_j = account.report.energy_j or own_j
-        parts = account.phase_j or {"": seen_j}
+        parts = dict(account.phase_j or {"": seen_j})
+        validated_j = evaluation.device_energy_j(account.rank) if evaluation is not None else None
+        if validated_j is not None and own_j > 0:
+            # Scaled below like the others, which another rank may count in part.
+            parts["evaluation"] = parts.get("evaluation", 0.0) + validated_j * seen_j / own_j
         measured = bool(account.report.measured_fraction == 1.0)
         left = 0.0
         for phase, joules in parts.items():

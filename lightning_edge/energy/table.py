@@ -99,21 +99,30 @@ def _total(pool: PoolReport, carbon_g_per_kwh: float | None) -> str:
         rates.append(f"{total_j / JOULES_PER_KWH:.3g} kWh")
     if rates:
         lines.append(", ".join(rates))
-    phases = pool.phase_j()
-    if phases:
-        whole_j = sum(phases.values())
-        lines.append(
-            "phases: "
-            + ", ".join(f"{k} {joules(v)} ({v / whole_j:.0%})" for k, v in phases.items())
-        )
+    whole = pool.phase_j()
+    names = pool.device_names()
+    told = [a for a in pool.accounts if a.phase_note and pool.owned[a.rank]]
+    if whole:
+        lines.append(f"phases: {_phases(whole)}")
+    elif not any(account.phase_j for account in told):
+        notes = sorted({account.phase_note for account in told})
+        lines += [f"phases: not separable: {note}" for note in notes]
     else:
-        notes = {a.phase_note for a in pool.accounts if a.phase_note and pool.owned[a.rank]}
-        lines += [f"phases: not separable: {note}" for note in sorted(notes)]
+        lines += [
+            f"phases of {names[a.rank]}: "
+            + (_phases(a.phase_j) if a.phase_j else f"not separable: {a.phase_note}")
+            for a in told
+        ]
     for earlier in pool.earlier:
         lines.append(f"of this, {joules(earlier.energy_j)} before the run was resumed")
     for note in dict.fromkeys(note for a in pool.accounts for note in a.report.notes):
         lines.append(f"note: {note}")
     return "\n".join(lines) + "\n"
+
+
+def _phases(phase_j: Mapping[str, float]) -> str:
+    whole_j = sum(phase_j.values())
+    return ", ".join(f"{k} {joules(v)} ({v / whole_j:.0%})" for k, v in phase_j.items())
 
 
 def choices_table(choices: Sequence[Choice], width: int = 100) -> str:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from lightning_edge.errors import TestbedError
-from lightning_edge.testbed import show, slots
+from lightning_edge.testbed import show, slots, units
 from lightning_edge.testbed.bed import Testbed
 from lightning_edge.testbed.boards import known_boards
 from lightning_edge.testbed.machine import missing_requirements
@@ -88,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="no CPU quota until a device announces something, so that starting up is quick",
     )
-    run.add_argument("--timeout", type=float, metavar="S", help="stop everything after S seconds")
+    run.add_argument("--timeout", type=_time, metavar="TIME", help="stop everything after 120s")
     run.add_argument(
-        "--grace", type=float, default=90.0, metavar="S", help="wait S seconds after a failure (90)"
+        "--grace", type=_time, default=90.0, metavar="TIME", help="wait after a failure (90s)"
     )
     run.add_argument("--json", type=Path, metavar="FILE", help="write what was measured to FILE")
     run.add_argument("command", nargs="+", metavar="-- COMMAND", help="the same on every device")
@@ -100,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     clean = commands.add_parser("clean", help="remove what killed testbeds have left")
     clean.set_defaults(call=_clean)
     return parser
+
+
+def _time(text: str) -> float:
+    try:
+        return units.seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -150,9 +150,10 @@ def test_phases_without_any_help(tmp_path: Path, meter: EnergyMeter) -> None:
     trainer_of(tmp_path, energy, saver, enable_checkpointing=True).fit(Model())
     pool = energy.report()
     assert pool is not None
-    spent = pool.accounts[0].phase_s
-    assert spent["compute"] > 0
-    assert {"data", "evaluation", "checkpoint"} & set(spent)
+    account = pool.accounts[0]
+    assert account.phase_s["compute"] > 0
+    assert {"data", "checkpoint"} & set(account.phase_s)
+    assert "evaluation" not in account.phase_s  # an account of its own
 
 
 def test_use_outside_of_a_trainer() -> None:

@@ -143,6 +143,20 @@ class TestTable:
         assert "compute 480 J (76%)" in text
         assert max(len(line) for line in text.splitlines()) <= 110
 
+    def test_phases_of_those_that_can_be_divided(self) -> None:
+        phases = {"compute": 60.0, "waiting": 40.0}
+        sure = account(0, "A", {PACKAGE: 100.0}, phase_j=phases)
+        unsure = account(1, "B", {MODEL: 30.0})
+        pool = combine(
+            [
+                dataclasses.replace(sure, phase_note="R 0.90, condition 3"),
+                dataclasses.replace(unsure, phase_note="power does not follow the phases"),
+            ]
+        )
+        text = summary({"train": pool})
+        assert "phases of dev-A: compute 60 J (60%), waiting 40 J (40%)" in text
+        assert "phases of dev-B: not separable: power does not follow the phases" in text
+
     def test_nothing_measured(self) -> None:
         pool = combine([RankAccount(0, "a", "A", EnergyReport("train", 5.0, {}))])
         text = summary({"train": pool})
@@ -193,6 +207,12 @@ class TestPicture:
         assert [bool(patch.get_hatch()) for patch in bars.patches] == [False, False, False, True]
         save(tmp_path / "made" / "energy.png", _pool())
         assert (tmp_path / "made" / "energy.png").read_bytes()[:4] == b"\x89PNG"
+
+    def test_validation_runs_are_drawn_behind_training(self) -> None:
+        validation = combine([account(0, "A", {PACKAGE: 20.0}), account(1, "B", {MODEL: 5.0})])
+        *_, bars = draw(_pool(), validation).axes
+        widths = [patch.get_width() for patch in bars.patches]
+        assert widths == pytest.approx([450.0, 100.0, 50.0, 20.0, 30.0, 5.0])
 
     def test_unknown_is_said_and_not_drawn_as_zero(self) -> None:
         pool = combine([RankAccount(0, "a", "A", EnergyReport("train", 5.0, {}))])

@@ -161,6 +161,22 @@ def test_phases_in_one_fixed_mix_are_not_divided() -> None:
     assert not report.separable
 
 
+def test_part_of_a_run_by_the_powers_of_all_of_it() -> None:
+    seconds = {"compute": 10.0, "waiting": 10.0, "evaluation": 20.0}
+    joules = {"compute": 100.0, "waiting": 20.0, "evaluation": 160.0}
+    report = PhaseReport(seconds, joules, "")
+    # Half of the training: 50 + 10 J by these powers, of which the meter saw 66 J.
+    assert report.part({"compute": 5.0, "waiting": 5.0}, 66.0) == {
+        "compute": pytest.approx(55.0), "waiting": pytest.approx(11.0),
+    }  # fmt: skip
+    # What was too short to be seen goes with what filled most of the time.
+    found = report.part({"compute": 5.0, "data": 0.1}, 66.0)
+    assert found is not None
+    assert set(found) == {"compute", "evaluation"}
+    assert sum(found.values()) == pytest.approx(66.0)
+    assert PhaseReport(seconds, None, "mixed").part({"compute": 1.0}, 1.0) is None
+
+
 def test_too_few_readings() -> None:
     run = Run(0.2, 2.0)
     report = attribute([run.sampled(window_s=0.1, lag_s=0.0)], run.marks, 0.0, run.stop_s)

@@ -29,6 +29,12 @@ def test_every_problem_of_a_command_line_is_named_at_once(capsys):
         assert part in said
 
 
+def test_times_are_written_as_in_faults(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--device", "cpu=10%", "--timeout", "soon", "--", "true"])
+    assert "'soon' is not a quantity; write 5ms or 2s" in capsys.readouterr().err
+
+
 def test_without_root_it_says_so_plainly(monkeypatch, capsys):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("sys.platform", "linux")
@@ -69,7 +75,7 @@ def test_a_run_prints_under_names_and_writes_json(tmp_path, capfd):
     arguments = [
         *("run", "--device", "name=left,cpu=30%,memory=500M,link=50mbit,power=2W-8W"),
         *("--device", "pi5,name=right-one", "--fault", "slow:left=50%@0s"),
-        *("--timeout", "30", "--json", str(tmp_path / "run.json")),
+        *("--timeout", "0.5min", "--json", str(tmp_path / "run.json")),
     ]
     assert main([*arguments, "--", "sh", "-c", "echo rank $RANK; echo oops >&2"]) == 0
     said = capfd.readouterr().out
