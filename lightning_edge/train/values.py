@@ -81,12 +81,14 @@ class _Arrive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, arrival: Arrival, live: list[Value]) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.arrival, ctx.names = arrival, [value.name for value in live]
+        # Not the arrival: its tensors are the outputs, and lead back here (only the garbage
+        # collector, seconds later, would free the message they lie in).
+        ctx.gradients, ctx.names = arrival.gradients, [value.name for value in live]
         return tuple(value.tensor for value in live)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        kept = ctx.arrival.gradients
+        kept = ctx.gradients
         for name, gradient in zip(ctx.names, gradients, strict=True):
             known = kept.get(name)
             # a second visit happens under reentrant activation checkpointing
