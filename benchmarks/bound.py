@@ -30,7 +30,9 @@ def lower_bound_s(stages: int, micro_batches: int, f: float, b: float, c: float)
     return hops * (f + c) + work + hops * (c + b)
 
 
-def simulate_s(lists: Mapping[int, Sequence[str]], f: float, b: float, c: float) -> float:
+def simulate_s(
+    lists: Mapping[int, Sequence[str]], f: float, b: float, c: float, delay: float = 0.0
+) -> float:
     """Return the step's seconds if every message leaves as soon as it is made.
 
     Args:
@@ -38,6 +40,7 @@ def simulate_s(lists: Mapping[int, Sequence[str]], f: float, b: float, c: float)
         f: Seconds of a forward.
         b: Seconds of a backward.
         c: Seconds of a message; those of one direction of a link follow each other.
+        delay: Seconds more until a message that has arrived is used.
     """
     last = max(lists)
     ready: dict[tuple[int, str], float] = {}  # when a message for (stage, instruction) is there
@@ -60,7 +63,8 @@ def simulate_s(lists: Mapping[int, Sequence[str]], f: float, b: float, c: float)
             to = stage + 1 if op[0] == "F" else stage - 1
             if to in lists:
                 sent = max(clock[stage], link_free.get((stage, to), 0.0)) + c
-                link_free[stage, to] = ready[to, op] = sent
+                link_free[stage, to] = sent
+                ready[to, op] = sent + delay
         assert moved, f"the lists wait for each other at {position}"
     return max(clock.values())
 
@@ -76,7 +80,9 @@ def one_f_one_b(micro_batches: int, depths: Sequence[int]) -> dict[int, list[str
     return lists
 
 
-def fitting_depths(stages: int, micro_batches: int, f: float, b: float, c: float) -> list[int]:
+def fitting_depths(
+    stages: int, micro_batches: int, f: float, b: float, c: float, delay: float = 0.0
+) -> list[int]:
     """Return the least depths that reach what depth can reach.
 
     They grow evenly from 1 on the last stage towards the first one.
@@ -85,7 +91,7 @@ def fitting_depths(stages: int, micro_batches: int, f: float, b: float, c: float
     best_s = float("inf")
     for growth in range(1, micro_batches):
         depths = [min(micro_batches, growth * (stages - s - 1) + 1) for s in range(stages)]
-        needed_s = simulate_s(one_f_one_b(micro_batches, depths), f, b, c)
+        needed_s = simulate_s(one_f_one_b(micro_batches, depths), f, b, c, delay)
         if needed_s < best_s - 1e-9:
             best, best_s = depths, needed_s
     return best

@@ -18,6 +18,7 @@ FORWARD_S, BACKWARD_S = 0.03, 0.06
 TARGETS = {100: ">= 0.97", 50: ">= 0.97", 25: ">= 0.95"}  # Mbit/s
 CROSSING_BYTES = models.ROWS * models.LENGTH * models.WIDTH * 4
 PROBE_BYTES = 1 << 20
+DELAY_S = 0.01  # of packing, threads that wake up and a measurement's own noise
 
 
 def run(quick: bool) -> list[Row]:
@@ -31,9 +32,9 @@ def run(quick: bool) -> list[Row]:
 
 
 def compare(stages: int, rounds: int, steps: int) -> list[Row]:
-    # A quarter slower than the slowest link: at the exact depth a millisecond of delay is a wait.
-    slowest_s = 1.25 * CROSSING_BYTES * 8 / (min(TARGETS) * 1e6)
-    depths = fitting_depths(stages, MICRO_BATCHES, FORWARD_S, BACKWARD_S, slowest_s)
+    # With some delay at each message: at the exact depth a millisecond of it is a wait.
+    slowest_s = CROSSING_BYTES * 8 / (min(TARGETS) * 1e6)
+    depths = fitting_depths(stages, MICRO_BATCHES, FORWARD_S, BACKWARD_S, slowest_s, DELAY_S)
     plan = ours.pipeline(list(range(2, stages + 1)), depths)
     sleepers = {"micro_batches": MICRO_BATCHES, "model": "sleepers", "size": stages}
     rows = []

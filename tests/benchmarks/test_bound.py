@@ -22,10 +22,17 @@ def test_a_deep_enough_pipeline_reaches_the_bound_and_none_beats_it(stages, c):
     bound = lower_bound_s(stages, 8, F, B, c)
     deep = [8] * (stages - 1) + [1]
     assert simulate_s(one_f_one_b(8, deep), F, B, c) >= bound - 1e-12
-    least = min(
-        simulate_s(one_f_one_b(8, fitting_depths(stages, 8, F, B, c)), F, B, c) for d in range(1, 5)
-    )
-    assert least == pytest.approx(bound, rel=1e-6)
+    fitting = fitting_depths(stages, 8, F, B, c)
+    assert simulate_s(one_f_one_b(8, fitting), F, B, c) == pytest.approx(bound, rel=1e-6)
+
+
+def test_delays_call_for_more_depth():
+    exact = fitting_depths(2, 8, F, B, 0.084)
+    slack = fitting_depths(2, 8, F, B, 0.084, delay=0.01)
+    assert (exact, slack) == ([4, 1], [5, 1])
+    lists = one_f_one_b(8, exact), one_f_one_b(8, slack)
+    late, in_time = (simulate_s(each, F, B, 0.084, delay=0.01) for each in lists)
+    assert in_time < late
 
 
 def test_too_shallow_a_pipeline_waits_for_the_link():
