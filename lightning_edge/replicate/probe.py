@@ -42,6 +42,7 @@ class Leaf:
             we know.
         requires_grad: Whether a gradient goes back through it.
         itemsize: Bytes of an entry.
+        floating: Whether it has a floating dtype.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Leaf:
     per_row: int
     requires_grad: bool
     itemsize: int = 4
+    floating: bool = True
 
     def bytes_of(self, rows: int) -> int:
         """Its bytes for a number of rows."""
@@ -190,7 +192,14 @@ def _leaf(path: str, leaf: Tensor, other: Tensor | None, rows: tuple[int, int]) 
     row_dim, per_row = _rows(leaf, other, rows)
     shape = tuple(leaf.shape)
     return Leaf(
-        path, is_fake(leaf), shape, row_dim, per_row, leaf.requires_grad, leaf.element_size()
+        path,
+        is_fake(leaf),
+        shape,
+        row_dim,
+        per_row,
+        leaf.requires_grad,
+        leaf.element_size(),
+        leaf.is_floating_point(),
     )
 
 

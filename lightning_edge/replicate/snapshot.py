@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__: list[str] = []
@@ -56,8 +57,14 @@ class _Saved:
             value.clear()
             value.extend(content) if isinstance(value, (list, deque)) else value.update(content)
         for tensor, content, seen in self._tensors.values():
-            if version(tensor) != seen or tensor.is_inference():
+            if version(tensor) != seen or tensor.is_inference() or _differs(tensor, content):
                 tensor.data.copy_(content)
+
+
+def _differs(tensor: Tensor, content: Tensor) -> bool:
+    """Whether the numbers changed unnoticed: batch normalisation updates its statistics like so."""
+    plain = tensor.is_floating_point() and tensor.layout == torch.strided
+    return plain and type(tensor) is Tensor and not torch.equal(tensor, content)
 
 
 @contextmanager

@@ -1,36 +1,30 @@
-"""Boards known by name: how fast, how much memory, what they draw; and where that is from."""
+"""Boards as the testbed emulates them: a row of the project's table with a power curve."""
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
+from lightning_edge import boards
 from lightning_edge.errors import TestbedError
 from lightning_edge.testbed.power import PowerCurve
 
 __all__: list[str] = []
 
-_UNCERTAINTY = {"measured": 0.2, "scaled": 0.3, "assumed": 0.5}
-
 
 @dataclass(frozen=True)
 class Board:
-    """One board in one of its power modes.
+    """One board in one of its power modes; see `lightning_edge.boards.Board`.
 
     Args:
         name: Such as `orin-nano`.
-        mode: Such as `15W`, as its vendor calls it; empty if it has only one. The watts in a mode's
-            name are not what it draws: modes cap clocks.
+        mode: Such as `15W`; empty if it has only one.
         default: Whether the name alone means this mode.
-        gflops: Sustained FP32 GFLOP/s of matrix products. For Jetsons 0.37 of the GPU's peak, which
-            a Xavier NX reached on a dense network; for CPUs twice the FP64 HPL figure.
+        gflops: Sustained FP32 GFLOP/s of matrix products.
         memory_bytes: All of its memory.
         link_mbit: Its wired network as TCP sees it.
         curve: Its watts, with their provenance.
-        quality: `measured` (idle and busy watts published for this mode), `scaled` (from another
-            mode, by cores x clock) or `assumed` (a part of it is a guess).
+        quality: `measured`, `scaled` or `assumed`.
     """
 
     name: str
@@ -51,26 +45,25 @@ class Board:
 @cache
 def known_boards() -> tuple[Board, ...]:
     """Return the table that comes with the package."""
-    text = (files("lightning_edge.testbed") / "data" / "boards.csv").read_text()
-    return tuple(_board(row) for row in csv.DictReader(text.splitlines()))
+    return tuple(_emulated(board) for board in boards.known_boards())
 
 
-def _board(row: dict[str, str]) -> Board:
+def _emulated(row: boards.Board) -> Board:
     curve = PowerCurve(
-        idle_w=float(row["idle_w"]),
-        busy_w=float(row["busy_w"]),
-        rel_uncertainty=_UNCERTAINTY[row["quality"]],
-        source=f"{row['quality']}: {row['source']}",
+        idle_w=row.idle_w,
+        busy_w=row.busy_w,
+        rel_uncertainty=row.rel_uncertainty,
+        source=f"{row.quality}: {row.source}",
     )
     return Board(
-        name=row["board"],
-        mode=row["mode"],
-        default=row["default"] == "1",
-        gflops=float(row["fp32_gflops"]),
-        memory_bytes=round(float(row["memory_gib"]) * 2**30),
-        link_mbit=float(row["link_mbit"]),
-        curve=curve,
-        quality=row["quality"],
+        row.name,
+        row.mode,
+        row.default,
+        row.gflops,
+        row.memory_bytes,
+        row.link_mbit,
+        curve,
+        row.quality,
     )
 
 

@@ -153,7 +153,9 @@ def _pool_spec(parsed: argparse.Namespace) -> PoolSpec:
     try:
         pool = PoolSpec.from_yaml(_pool_file(parsed.pool)) if parsed.pool else pool
         if parsed.medium is not None:
-            pool = replace(pool, medium_mbit=None, medium_trace=None, **read_medium(parsed.medium))
+            pool = replace(
+                pool, **{"medium_mbit": None, "medium_trace": None, **read_medium(parsed.medium)}
+            )
     except TestbedError as error:
         problems.append(str(error))
     raise_all(problems, "the command line")

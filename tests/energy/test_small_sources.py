@@ -201,7 +201,7 @@ class TestModel:
     def test_known_board(self, tmp_path: Path) -> None:
         trees.write(tmp_path, {"/proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"})
         model = default_model(faked_host(tmp_path, Clock()))
-        assert (model.idle_w, model.full_w, model.whole_platform) == (2.7, 7.2, True)
+        assert (model.idle_w, model.full_w, model.whole_platform) == (1.6, 7.2, True)
         assert "geerlingguy" in model.origin
 
     def test_power_limit_of_the_processor(self, tmp_path: Path) -> None:

@@ -9,17 +9,19 @@ from pathlib import Path
 from tests.ground.test_packaging import declared
 from tests.ground.tree import PACKAGE, ROOT, Import, files, imports
 
-#   errors <- plan <- replicate <- train <- profile          energy stands alone
+#   errors <- plan <- replicate <- train <- profile          energy and the table
+#   of boards stand alone
 #   loop, strategy and callbacks use all of them; app uses strategy and callbacks
 #   zoo is ordinary Lightning that knows nothing of devices
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "boards": set(),
     "plan": {"errors"},
-    "energy": {"errors"},
+    "energy": {"errors", "boards"},
     "replicate": {"errors", "plan"},
     "train": {"errors", "plan", "replicate"},
-    "profile": {"errors", "plan", "replicate", "train"},
-    "testbed": {"errors", "plan", "profile"},
+    "profile": {"errors", "boards", "plan", "replicate", "train", "energy"},
+    "testbed": {"errors", "boards", "plan", "profile"},
     "loop": {"errors", "plan", "replicate", "train", "profile", "energy", "report"},
     "report": {"errors", "plan", "replicate", "train"},
     "strategy": {"errors", "plan", "replicate", "train", "profile", "energy", "loop", "report"},

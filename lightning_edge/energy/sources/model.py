@@ -20,10 +20,12 @@ import numpy as np
 import psutil
 from scipy.optimize import least_squares
 
+from lightning_edge.boards import find_model
 from lightning_edge.energy.domain import Domain, Provenance, Reading, Scope
 from lightning_edge.energy.host import HostEnv
+from lightning_edge.energy.power_modes import current_mode
 from lightning_edge.energy.source import SourceError, Unavailable
-from lightning_edge.energy.sources.boards import IDLE_SHARE, WATTS_PER_THREAD, find_board
+from lightning_edge.energy.sources.boards import IDLE_SHARE, WATTS_PER_THREAD
 from lightning_edge.errors import EnergyError
 
 EXPONENTS = (0.7, 3.0)
@@ -94,9 +96,11 @@ def default_model(host: HostEnv) -> PowerModel:
 
     Else by a rule of thumb.
     """
-    board = find_board(host.board)
+    board = find_model(host.board, current_mode(host)) or find_model(host.board)
     if board is not None:
-        return PowerModel(board.idle_w, board.full_w, origin=f"{board.match}: {board.note}")
+        mode = f" in {board.mode}" if board.mode else ""
+        origin = f"{board.model}{mode}, {board.quality}: {board.source}"
+        return PowerModel(board.idle_w, board.busy_w, origin=origin)
     limit_w = _power_limit_w(host)
     if limit_w:
         origin = f"the processor's own power limit of {limit_w:.0f} W"

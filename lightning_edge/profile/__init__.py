@@ -1,0 +1,1 @@
+"""Phase 1: what there is. Devices, the model block by block, links; measured, cached, merged."""
