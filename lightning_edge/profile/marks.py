@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_edge.profile.blocks import Site
 from lightning_edge.profile.clock import Clock
-from lightning_edge.profile.sites import Site
 from lightning_edge.replicate.placeholder import is_fake
-from lightning_edge.replicate.probe import paths_and_leaves
+from lightning_edge.replicate.trace import paths_and_leaves
 
 __all__: list[str] = []
 

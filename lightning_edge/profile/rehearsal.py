@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edge.errors import UnsupportedError
+from lightning_edge.profile.blocks import Sites
 from lightning_edge.profile.clock import Clock
 from lightning_edge.profile.marks import Kept, Marks, Seconds
-from lightning_edge.profile.sites import Sites
 from lightning_edge.replicate.placeholder import (
     fake_mode,
     is_fake,
@@ -31,11 +31,11 @@ from lightning_edge.replicate.placeholder import (
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept as streams_kept
 from lightning_edge.replicate.snapshot import untouched
-from lightning_edge.replicate.split import crossing, reused
 from lightning_edge.train.masks import Masks
 from lightning_edge.train.microbatch import batch_leaves
-from lightning_edge.train.replay import MicroBatch, Phase, Replay
-from lightning_edge.train.skip import Skipper
+from lightning_edge.train.phases import phase_between
+from lightning_edge.train.replay import MicroBatch, Replay
+from lightning_edge.train.skip import Prefix
 from lightning_edge.train.values import Value
 
 __all__: list[str] = []
@@ -90,11 +90,8 @@ class Rehearsal:
         self._subject, self._first, self._stop = subject, first, stop
         self._replay, self._marks = replay, marks
         sites = subject.sites.blocks
-        leaves = None
-        if stop < len(sites):
-            leaves = {leaf.path: leaf for leaf in crossing(subject.probe, sites[stop].name)}
-        again = first > 0 and reused(subject.probe, sites[first].name)
-        self._phase = Phase(leaves, again)
+        leave = sites[stop].name if stop < len(sites) else None
+        self._phase = phase_between(subject.probe, sites[first].start, leave)
         self._number = 0
         self.batch = (SEED, 0)
 
@@ -160,13 +157,14 @@ def rehearse(subject: Subject, first: int, stop: int, clock: Clock) -> Iterator[
         stack.callback(marks.close)
         replay = Replay(module, mode, entry, leave)
         stack.callback(replay.close)
-        if entry is not None:
 
-            def in_prefix() -> bool:
-                active = replay.active
-                return active is not None and (active.backward or not active.entered)
+        def in_prefix() -> bool:
+            active = replay.active
+            return active is not None and (active.backward or not active.entered)
 
-            stack.callback(Skipper(module, subject.probe, entry, in_prefix).close)
+        prefix = Prefix(module, entry, in_prefix)
+        stack.callback(prefix.close)
+        prefix.know(subject.probe)
         rehearsal = Rehearsal(subject, first, stop, replay, marks)
         drawing = [name for name in subject.probe.draws if name]
         if drawing:

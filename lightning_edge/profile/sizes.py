@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_edge.plan.workload import Shared
-from lightning_edge.profile.sites import Site, Sites
+from lightning_edge.profile.blocks import Site, Sites
 from lightning_edge.replicate.probe import Leaf, Probe
-from lightning_edge.replicate.split import crossing
+from lightning_edge.replicate.split import carried, crossing
 from lightning_edge.train.microbatch import batch_leaves
 
 __all__: list[str] = []
@@ -64,7 +64,7 @@ def crossing_bytes(
     if site.start is None:
         return 0.0, 0.0
     forward = backward = 0.0
-    for leaf in crossing(probe, site.name):
+    for leaf in _leaves(probe, site):
         per_row = _entries_per_row(leaf, probe_rows, rows) * _item_bytes(leaf, wire_dtype)
         forward += per_row
         backward += per_row if leaf.requires_grad else 0.0
@@ -120,9 +120,14 @@ def alike(sites: Sites, module: nn.Module, probe: Probe) -> list[int]:
 
 def _shapes(probe: Probe, site: Site) -> tuple[Any, ...]:
     return tuple(
-        (leaf.path, leaf.shape, leaf.itemsize, leaf.requires_grad)
-        for leaf in crossing(probe, site.name)
+        (leaf.path, leaf.shape, leaf.itemsize, leaf.requires_grad) for leaf in _leaves(probe, site)
     )
+
+
+def _leaves(probe: Probe, site: Site) -> tuple[Leaf, ...]:
+    """Everything that is sent to a stage that begins at a block."""
+    beside = tuple(value.leaf for value in carried(probe, site.name))
+    return (*crossing(probe, site.name), *beside)
 
 
 def signature(module: nn.Module, probe: Probe, sites: Sites, batch: Any) -> str:

@@ -95,6 +95,27 @@ def structure(module: nn.Module, kind: str, batch: Any) -> Any:
     return kind, module.training, leaves, trained
 
 
+def phase_between(probe: Probe, enter: str | None, leave: str | None) -> Phase:
+    """What a step does at the ends of a stage.
+
+    Args:
+        probe: Of the step.
+        enter: The module the stage begins with; None on the first stage.
+        leave: The module the next stage begins with; None on the last stage.
+    """
+    leaves, sent, again = None, {}, False
+    values: list[Value] = []
+    if leave is not None:
+        leaves = {leaf.path: leaf for leaf in crossing(probe, leave)}
+        sent = {value.leaf.path: value.leaf for value in carried(probe, leave)}
+        values += carried(probe, leave)
+    if enter is not None:
+        again = reused(probe, enter) or bool(carried(probe, enter))
+        values += carried(probe, enter)
+    sites = {site.name: value.leaf.path for value in values for site in value.sites}
+    return Phase(leaves, again, sent, sites)
+
+
 class Phases:
     """The probes of one stage, by kind of step.
 
@@ -134,19 +155,9 @@ class Phases:
         return self._phases[key], self._probes[key]
 
     def _know(self, key: Any, probe: Probe) -> None:
-        leaves, sent, again = None, {}, False
-        values: list[Value] = []
-        if self._stage < len(self._starts):
-            leave = self._starts[self._stage]
-            leaves = {leaf.path: leaf for leaf in crossing(probe, leave)}
-            sent = {value.leaf.path: value.leaf for value in carried(probe, leave)}
-            values += carried(probe, leave)
-        if self._stage > 0:
-            enter = self._starts[self._stage - 1]
-            again = reused(probe, enter) or bool(carried(probe, enter))
-            values += carried(probe, enter)
-        sites = {site.name: value.leaf.path for value in values for site in value.sites}
-        self._probes[key], self._phases[key] = probe, Phase(leaves, again, sent, sites)
+        enter = self._starts[self._stage - 1] if self._stage > 0 else None
+        leave = self._starts[self._stage] if self._stage < len(self._starts) else None
+        self._probes[key], self._phases[key] = probe, phase_between(probe, enter, leave)
 
     def _check_held(self, kind: str, probe: Probe) -> None:
         parameters = dict(self._module.named_parameters())

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_edge.profile.blocks import find_sites
 from lightning_edge.profile.rehearsal import Subject
-from lightning_edge.profile.sites import find_sites
 from lightning_edge.train.microbatch import take_rows
 from lightning_edge.train.phases import probe_batch
 
