@@ -77,6 +77,7 @@ def run_processes(command: Sequence[str], place: Place, environment: Mapping[str
         UnsupportedError: This torch has no torch.distributed.
         TransportError: The other devices' agents did not come.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     import torch
 
     if not torch.distributed.is_available():

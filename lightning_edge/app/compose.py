@@ -37,20 +37,21 @@ def with_config(command: str, primary: str, arguments: Sequence[str], job: Job) 
         CommandError: The arguments make no configuration.
     """
     failed: list[Exception] = []
+    in_full = os.environ.get(FULL_ERROR)
 
     def kept(config: DictConfig) -> None:
         try:
-            job(config)
+            with _full_error(in_full):
+                job(config)
         except Exception as error:  # Hydra would print lines of its own about it
             failed.append(error)
 
     start = hydra.main(config_path=CONFIGS, config_name=primary, version_base="1.3")(kept)
-    in_full = os.environ.get(FULL_ERROR) == "1"
     with _as_command(f"lightning-edge {command}", arguments):
         try:
             start()
         except (HydraException, OmegaConfBaseException) as error:
-            if in_full:
+            if in_full == "1":
                 raise
             raise CommandError(sentence(error, primary, arguments), status=2) from None
         except SystemExit as end:
@@ -129,14 +130,27 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 @contextlib.contextmanager
 def _as_command(name: str, arguments: Sequence[str]) -> Iterator[None]:
     """Let Hydra see these arguments, and let its errors through instead of printing them."""
-    argv, full = sys.argv, os.environ.get(FULL_ERROR)
+    argv = sys.argv
     sys.argv = [name, *arguments]
-    os.environ[FULL_ERROR] = "1"
+    try:
+        with _full_error("1"):
+            yield
+    finally:
+        sys.argv = argv
+
+
+@contextlib.contextmanager
+def _full_error(value: str | None) -> Iterator[None]:
+    before = os.environ.get(FULL_ERROR)
+    _put(value)
     try:
         yield
     finally:
-        sys.argv = argv
-        if full is None:
-            del os.environ[FULL_ERROR]
-        else:
-            os.environ[FULL_ERROR] = full
+        _put(before)
+
+
+def _put(value: str | None) -> None:
+    if value is None:
+        os.environ.pop(FULL_ERROR, None)
+    else:
+        os.environ[FULL_ERROR] = value

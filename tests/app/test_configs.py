@@ -21,8 +21,9 @@ GIVEN = {
     "model/digits": ["data=digits"],
     "model/sequence_classifier": ["model.path=x"],
     "experiment/docstrings": ["model.path=x"],
+    "cluster/static": ["cluster.host=x"],
 }
-PRIMARY = {"train"}
+PRIMARY = {"common", "run", "train"}
 OTHERS = {"testbed"}  # read by commands of their own
 OPTIONS = sorted(
     path.relative_to(CONF).with_suffix("").as_posix()
@@ -37,7 +38,7 @@ def composed(*overrides: str):
     return OmegaConf.create(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 
-def test_there_is_one_primary_configuration_per_kind_of_command():
+def test_there_is_one_configuration_per_kind_of_command():
     assert {path.stem for path in CONF.glob("*.yaml")} == PRIMARY
 
 
