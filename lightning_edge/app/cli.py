@@ -13,6 +13,7 @@ __all__: list[str] = []
 _APP = "lightning_edge.app."
 COMMANDS = {
     "train": ("train a model on one or several devices", _APP + "train"),
+    "plan": ("who would do what, how fast, with which energy", _APP + "plan"),
     "run": ("start any script on all devices, as train does", _APP + "run"),
     "testbed": ("emulate unequal devices on this machine", "lightning_edge.testbed.cli"),
     "energy": ("what can be measured here; watch it", "lightning_edge.energy.__main__"),

@@ -21,6 +21,7 @@ from lightning_edge.app.failure import FULL_ERROR, CommandError
 __all__: list[str] = []
 
 CONFIGS = "pkg://lightning_edge.conf"
+_ANYWHERE = ("-m", "--multirun", "--resolve")
 Job = Callable[[DictConfig], None]
 
 
@@ -131,7 +132,9 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def _as_command(name: str, arguments: Sequence[str]) -> Iterator[None]:
     """Let Hydra see these arguments, and let its errors through instead of printing them."""
     argv = sys.argv
-    sys.argv = [name, *arguments]
+    # argparse wants flags on one side of the overrides; users write them anywhere
+    front = [word for word in arguments if word in _ANYWHERE]
+    sys.argv = [name, *front, *(word for word in arguments if word not in _ANYWHERE)]
     try:
         with _full_error("1"):
             yield

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_edge.app import cluster, sweep
-from lightning_edge.app.agent import RankError, run_processes
+from lightning_edge.app.agent import run_processes
 from lightning_edge.app.compose import is_sweep, job_overrides, with_config
 from lightning_edge.app.failure import CommandError, ended, guarded
 from lightning_edge.app.folder import make_folder
 from lightning_edge.errors import EdgeError
 
 __all__: list[str] = []
+
+Once = Callable[[DictConfig, Sequence[str]], Path]
 
 
 @dataclass
@@ -28,22 +28,22 @@ class Runs:
 
     Args:
         command: Its name.
-        mode: What the processes do: "fit" or "profile".
+        once: Does one run and returns its folder.
     """
 
     command: str
-    mode: str = "fit"
+    once: Once
     done: list[sweep.Row] = field(default_factory=list)
 
     def job(self, config: DictConfig) -> None:
         """Do one run; in a sweep, a failed one does not end the others."""
         overrides = job_overrides()
         try:
-            folder = one_run(config, overrides, self.mode)
+            folder = self.once(config, overrides)
         except EdgeError as error:
             if not is_sweep():
-                raise _named(error) from None
-            ended(self.command, str(_named(error)), 1)
+                raise
+            ended(self.command, str(error), 1)
             self.done.append(sweep.Row(overrides, None, str(error)))
             return
         self.done.append(sweep.Row(overrides, folder, None))
@@ -51,18 +51,32 @@ class Runs:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    return guarded("train", lambda: _train("train", arguments, "fit"))
+
+    def once(config: DictConfig, overrides: Sequence[str]) -> Path:
+        return one_run(config, overrides, "fit")
+
+    return guarded("train", lambda: several("train", arguments, once))
 
 
-def _train(command: str, arguments: Sequence[str], mode: str) -> int:
-    runs = Runs(command, mode)
+def several(command: str, arguments: Sequence[str], once: Once) -> int:
+    """Do all runs that the arguments ask for, and end in one table if they are several.
+
+    Args:
+        command: Its name.
+        arguments: Overrides, and Hydra's flags.
+        once: Does one run and returns its folder.
+
+    Raises:
+        EdgeError: A run failed.
+    """
+    runs = Runs(command, once)
     with_config(command, "train", arguments, runs.job)
-    if len(runs.done) > 1 or any(row.error for row in runs.done):
+    failed = [row for row in runs.done if row.error]
+    if len(runs.done) > 1 or failed:
         print(sweep.table(runs.done))
-        failed = [row for row in runs.done if row.error]
-        if failed:
-            text = f"{len(failed)} of {len(runs.done)} runs failed; their reasons are above"
-            raise CommandError(text)
+    if failed:
+        text = f"{len(failed)} of {len(runs.done)} runs failed; their reasons are above"
+        raise CommandError(text)
     for row in runs.done[-1:]:
         print(f"lightning-edge {command}: done, all of it in {row.folder}")
     return 0
@@ -88,16 +102,3 @@ def one_run(config: DictConfig, overrides: Sequence[str], mode: str) -> Path:
     finally:
         own.rename(folder / "config.yaml")
     return folder
-
-
-def result_of(folder: Path) -> dict[str, Any]:
-    """What rank 0 has left of a run; empty on other devices."""
-    file = folder / "metrics.json"
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
-
-
-def _named(error: EdgeError) -> EdgeError:
-    """A failed rank's own words may be those of any error; which rank it was goes first."""
-    if isinstance(error, RankError) and not str(error).startswith("rank "):
-        return CommandError(str(error))
-    return error

@@ -22,6 +22,7 @@ GIVEN = {
     "model/sequence_classifier": ["model.path=x"],
     "experiment/docstrings": ["model.path=x"],
     "cluster/static": ["cluster.host=x"],
+    "profile/saved": ["profile.path=x"],
 }
 PRIMARY = {"common", "run", "train"}
 OTHERS = {"testbed"}  # read by commands of their own

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": {"errors"},
     "app": {
         *("errors", "plan", "profile", "energy", "strategy", "callbacks", "testbed", "zoo"),
-        *("loop", "report"),
+        *("loop", "report", "boards"),
     },
 }
 ONLY_IN = {
