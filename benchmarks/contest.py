@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import statistics
@@ -16,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -33,10 +34,27 @@ class ContestError(RuntimeError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank runs: a network namespace and its interface, or the machine itself."""
+    """Where a rank runs: a network namespace and its interface, or the machine itself.
+
+    Attributes:
+        groups: Files of control groups that the process writes its id into.
+        env: Further environment variables.
+    """
 
     namespace: str | None = None
     interface: str = "lo"
+    groups: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """Return the command that runs ``command`` there."""
+        inside: list[str] = []
+        if self.groups:  # before the namespace, inside which /sys is another one
+            joins = "".join(f"echo $$ > {shlex.quote(group)} && " for group in self.groups)
+            inside += ["sh", "-c", f'{joins}exec "$@"', "sh"]
+        if self.namespace:
+            inside += ["ip", "netns", "exec", self.namespace]
+        return [*inside, *command]
 
 
 @dataclass(frozen=True)
@@ -52,10 +70,15 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Block:
-    """A few steps in a row: the seconds of each, and of each rank's own part of them."""
+    """A few steps in a row: the seconds of each, and of each rank's own part of them.
+
+    Attributes:
+        observed: What the conductor read before and after them, if it was told to.
+    """
 
     steps_s: list[float]
     ranks_s: list[list[float]]
+    observed: tuple[Any, Any] | None = None
 
 
 class Team:
@@ -66,9 +89,20 @@ class Team:
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed in close()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[Connection] = []
+        #: The most memory that each rank ever had, once it has finished.
+        self.peaks_bytes: list[int] = []
         port = str(free_port())
         for rank, place in enumerate(contestant.places):
             self._start(rank, place, port)
+
+    def imported(self) -> None:
+        """Wait until all ranks have imported what they need."""
+        self._collect(START_LIMIT_S)
+
+    def begin(self) -> None:
+        """Let all ranks call the contestant's function."""
+        for connection in self._connections:
+            connection.send_bytes(b"{}")
 
     def ready(self) -> None:
         """Wait until all ranks stand at the gate."""
@@ -88,7 +122,9 @@ class Team:
         """End the contestant in good order and return what each rank's function returned."""
         for connection in self._connections:
             connection.send_bytes(json.dumps({"steps": 0}).encode())
-        return [answer["result"] for answer in self._collect(limit_s)]
+        answers = self._collect(limit_s)
+        self.peaks_bytes = [answer["peak_bytes"] for answer in answers]
+        return [answer["result"] for answer in answers]
 
     def close(self) -> None:
         for process in self._processes:
@@ -102,13 +138,13 @@ class Team:
     def _start(self, rank: int, place: Place, port: str) -> None:
         world = len(self.contestant.places)
         ours, theirs = socket.socketpair()
-        inside = ["ip", "netns", "exec", place.namespace] if place.namespace else []
         options = json.dumps(self.contestant.options)
-        command = ["-m", "benchmarks.worker", str(theirs.fileno()), self.contestant.target, options]
+        target = self.contestant.target
+        command = ["-m", "benchmarks.worker", str(theirs.fileno()), target, options]
         ranks = {"RANK": rank, "WORLD_SIZE": world, "GROUP_RANK": rank, "GROUP_WORLD_SIZE": world}
         self._processes.append(
             subprocess.Popen(
-                [*inside, sys.executable, *command],
+                place.enter([sys.executable, *command]),
                 cwd=ROOT,
                 env={
                     **os.environ,
@@ -121,6 +157,7 @@ class Team:
                     "MASTER_PORT": port,
                     "GLOO_SOCKET_IFNAME": place.interface,
                     "OMP_NUM_THREADS": "1",
+                    **place.env,
                 },
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -159,10 +196,20 @@ class Team:
 
 
 class Contest:
-    """All contestants of one comparison; a context manager, as they are processes."""
+    """All contestants of one comparison; a context manager, as they are processes.
 
-    def __init__(self, contestants: Sequence[Contestant]) -> None:
-        self._contestants = contestants
+    Args:
+        contestants: Who takes part.
+        start: Called once all have imported what they need; has to `begin` and await each team.
+            By default all begin at once.
+    """
+
+    def __init__(
+        self,
+        contestants: Sequence[Contestant],
+        start: Callable[[Contest], None] | None = None,
+    ) -> None:
+        self._contestants, self._start = contestants, start
         self.teams: dict[str, Team] = {}
 
     def __enter__(self) -> Contest:
@@ -170,7 +217,14 @@ class Contest:
             for contestant in self._contestants:
                 self.teams[contestant.name] = Team(contestant)
             for team in self.teams.values():
-                team.ready()
+                team.imported()
+            if self._start is not None:
+                self._start(self)
+            else:
+                for team in self.teams.values():
+                    team.begin()
+                for team in self.teams.values():
+                    team.ready()
         except BaseException:
             self.close()
             raise
@@ -189,7 +243,13 @@ class Contest:
             team.close()
 
     def alternate(
-        self, rounds: int, steps: int, warm_up: int = 2, limit_s: float = 120.0
+        self,
+        rounds: int,
+        steps: int,
+        warm_up: int = 2,
+        limit_s: float = 120.0,
+        names: Sequence[str] = (),
+        observe: Callable[[], Any] = lambda: None,
     ) -> dict[str, list[Block]]:
         """Let all take turns; every round starts with another contestant.
 
@@ -198,15 +258,19 @@ class Contest:
             steps: Steps per turn.
             warm_up: Steps of each before the first round, not counted.
             limit_s: Seconds that one turn may take.
+            names: Who takes part; everybody by default.
+            observe: Called before and after each turn; what it returns is kept in the block.
         """
-        names = list(self.teams)
+        names = list(names or self.teams)
         blocks: dict[str, list[Block]] = {name: [] for name in names}
         for name in names:
             self.teams[name].step(warm_up, limit_s)
         for number in range(rounds):
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                blocks[name].append(self.teams[name].step(steps, limit_s))
+                before = observe()
+                block = self.teams[name].step(steps, limit_s)
+                blocks[name].append(replace(block, observed=(before, observe())))
         return blocks
 
 

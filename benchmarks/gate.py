@@ -1,7 +1,9 @@
 """A worker's side of a contest: take a step only when told to, and say when each one ended.
 
     conductor                         worker (rank 0)          worker (rank 1)
-       | <------------- {"ready"} --------- |                        |
+       | <------------- {} ---------------- | imports done --------- |
+       | -------------- {} ---------------> | --------------------> |   sets itself up
+       | <--- {"begin": 0, "ends": []} ---- | <--------------------- |
        | ---- {"steps": 3} ---------------> | --------------------> |
        |                              step, step, step         step, step, step
        | <--- {"begin": t, "ends": [...]} - | <-------------------- |
@@ -29,6 +31,11 @@ class Gate:
         self._ends_s: list[float] = []
         self.said: dict[str, Any] = {}  # what the conductor asked for with the current block
 
+    def imported(self) -> None:
+        """Say so, and wait until the conductor lets this contestant begin."""
+        self._send({})
+        self._connection.recv_bytes()
+
     def open(self) -> bool:
         """Note the end of the step before, and return whether there is another one to take."""
         if self._left:
@@ -50,13 +57,15 @@ class Gate:
 
 
 class GateCallback(L.Callback):
-    """Holds a Trainer at the gate before every training batch."""
+    """Holds a Trainer at the gate before every optimizer step's first batch."""
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(self, gate: Gate, accumulate: int = 1) -> None:
+        self._gate, self._accumulate = gate, accumulate
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.should_stop and not self._gate.open():
+        if batch_idx % self._accumulate or trainer.should_stop:
+            return
+        if not self._gate.open():
             trainer.should_stop = True  # the batch in hand is still computed, off the clock

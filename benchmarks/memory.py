@@ -35,11 +35,12 @@ def run(quick: bool) -> list[Row]:
     with Contest(contestants) as contest:
         for team in contest.teams.values():
             team.step(4 if quick else 20, limit_s=120)
-        peaks = {name: team.finish() for name, team in contest.teams.items()}
+            team.finish()
+        peaks = {name: team.peaks_bytes for name, team in contest.teams.items()}
     rows = []
     for stage, (peak, base) in enumerate(zip(peaks["GPT"], peaks["imports"], strict=True)):
         needed = expected_bytes(stage)
-        taken = peak["peak_bytes"] - base["peak_bytes"]
+        taken = peak - base
         setting = f"stage {stage}, in flight {IN_FLIGHT[stage]}"
         rows += [
             Row("peak memory", setting, "expected", needed / MIB, "MiB"),

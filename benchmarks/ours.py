@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ def edge(
     size: int = 12,
     rows: int | None = None,
     latency_s: float = 0.0,
-) -> dict[str, int]:
+) -> None:
     """Train as a user does: the whole model, an unchanged LightningModule, and a plan."""
     from lightning_edge.loop import setup
 
@@ -45,7 +44,6 @@ def edge(
     batch = models.batch_of(model, rows or models.ROWS * micro_batches)
     trainer = quiet_trainer(gate, strategy=strategy)
     trainer.fit(models.Task(models.build(model, size)), models.loader(batch))
-    return {"peak_bytes": peak_bytes()}
 
 
 def executor(gate: Gate, plan: dict[str, Any], micro_batches: int) -> None:
@@ -117,11 +115,3 @@ def replicas(shares: list[float]) -> dict[str, Any]:
     """Return the plan of one stage that all devices share."""
     devices = {str(rank): share for rank, share in enumerate(shares)}
     return {"pipelines": [{"stages": [{"devices": devices}]}]}
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process itself has had, not the one it was started from."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this kernel does not say how much memory a process has had (VmHWM)")

@@ -122,7 +122,7 @@ def quiet_trainer(gate: Gate, **options: Any) -> L.Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[GateCallback(gate)],
+        callbacks=[GateCallback(gate, options.get("accumulate_grad_batches", 1))],
         **options,
     )
 

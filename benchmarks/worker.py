@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
@@ -26,11 +27,21 @@ def main(fd: str, target: str, options: str) -> None:
     gate = Gate(Connection(int(fd)))
     module, _, function = target.partition(":")
     try:
-        result = getattr(importlib.import_module(module), function)(gate, **json.loads(options))
+        contestant = getattr(importlib.import_module(module), function)
+        gate.imported()
+        result = contestant(gate, **json.loads(options))
     except BaseException:  # whatever it was, the conductor has to know
         gate.finish({"failed": traceback.format_exc()})
         raise
-    gate.finish({"result": result})
+    gate.finish({"result": result, "peak_bytes": peak_bytes()})
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process itself has had, not the one it was started from."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this kernel does not say how much memory a process has had (VmHWM)")
 
 
 if __name__ == "__main__":
