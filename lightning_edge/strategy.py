@@ -7,7 +7,8 @@ setup                       probe, plan, place            loop/setup.py, train/s
 training_step               a whole step, both ways       loop/run.py
 backward                    hand out the gradients        train/gradients.py
 validation_step ...         forward, logs to all ranks    loop/run.py, loop/records.py
-save_checkpoint             one device's checkpoint       loop/checkpoint.py
+configure_model             described, built in parts     loop/state_hooks.py, building.py
+save_checkpoint             one device's checkpoint       loop/state_hooks.py, checkpoint.py
 teardown                    the whole module back         train/stage.py
 """
 
@@ -22,14 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.strategy import TBroadcast
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_edge.loop import checkpoint as checkpoints
+from lightning_edge.loop.building import Building
 from lightning_edge.loop.collectives import reduce_tensors
 from lightning_edge.loop.connection import Connection
 from lightning_edge.loop.environment import EdgeEnvironment, root_device, set_rank_zero
@@ -37,9 +37,9 @@ from lightning_edge.loop.inside import InsideStep
 from lightning_edge.loop.launcher import make_launcher
 from lightning_edge.loop.options import Options
 from lightning_edge.loop.setup import RunParts, set_up
+from lightning_edge.loop.state_hooks import StateHooks
 from lightning_edge.plan.plan import Plan
 from lightning_edge.report import Report
-from lightning_edge.train.transport import Transport
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["EdgeCollabStrategy"]
 
 
-class EdgeCollabStrategy(ParallelStrategy):
+class EdgeCollabStrategy(StateHooks):
     """Train one model on a handful of unequal, trusted devices.
 
     Args:
@@ -117,6 +117,7 @@ class EdgeCollabStrategy(ParallelStrategy):
         )
         self.num_nodes = 1
         self.inside = InsideStep()
+        self.building = Building()
         self._connection: Connection | None = None
         self._parts: RunParts | None = None
         self._failed = False
@@ -127,12 +128,6 @@ class EdgeCollabStrategy(ParallelStrategy):
     def plan(self) -> Plan | None:
         """The plan in use, with ranks and numbers; None before set-up."""
         return self._parts.stage.plan if self._parts is not None else None
-
-    @property
-    def transport(self) -> Transport:
-        """The connection between the devices."""
-        assert self._connection is not None, "devices are connected in Trainer.fit and the like"
-        return self._connection.transport
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -203,8 +198,9 @@ class EdgeCollabStrategy(ParallelStrategy):
         assert self.accelerator is not None
         assert self.lightning_module is not None
         self.accelerator.setup(trainer)
-        self.model = self.precision_plugin.convert_module(self.lightning_module)
-        self.model_to_device()
+        with self.building.converting():
+            self.model = self.precision_plugin.convert_module(self.lightning_module)
+            self.model_to_device()
         self._parts = set_up(self, trainer, self._options)
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -328,47 +324,6 @@ class EdgeCollabStrategy(ParallelStrategy):
         """Every rank's `obj` (plain types and tensors), in the order of ranks."""
         self.inside.refuse("all_gather")
         return self.transport.all_gather(obj) if self.world_size > 1 else [obj]
-
-    @override
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        assert self._parts is not None
-        return checkpoints.optimizer_state(
-            super().optimizer_state(optimizer), self.transport, self._parts.stage.mode
-        )
-
-    @override
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
-    ) -> None:
-        assert self._parts is not None
-        checkpoints.save(
-            checkpoint,
-            self._parts.stage,
-            lambda whole: self.checkpoint_io.save_checkpoint(
-                whole, filepath, storage_options=storage_options
-            ),
-            str(filepath),
-        )
-
-    @override
-    def load_checkpoint(
-        self, checkpoint_path: Any, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return checkpoints.load(
-            checkpoint_path,
-            self.transport,
-            lambda: self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only),
-        )
-
-    @override
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        states = [
-            checkpoints.held_state(optimizer, state)
-            for optimizer, state in zip(
-                self.optimizers, checkpoint["optimizer_states"], strict=True
-            )
-        ]
-        super().load_optimizer_state_dict({**checkpoint, "optimizer_states": states})
 
     def disconnect(self) -> None:
         """Leave the other devices in order; the end of the process does it by itself."""

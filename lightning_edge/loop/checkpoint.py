@@ -7,22 +7,32 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from lightning_edge.errors import CheckpointError
-from lightning_edge.replicate.placeholder import is_fake
+from lightning_edge.replicate import placeholder
+from lightning_edge.replicate.placeholder import fake_mode, is_fake
 from lightning_edge.replicate.state import (
     Path,
+    arriving,
     collect,
+    filled,
     held_optimizer_state,
+    tensor_paths,
+    whereabouts,
     whole_optimizer_state,
 )
+from lightning_edge.replicate.stream import StreamedFile
 from lightning_edge.train.exchange import TensorExchange
 from lightning_edge.train.stage import Stage
 from lightning_edge.train.transport import Transport
 
 __all__: list[str] = []
+
+_SAMPLED_BYTES = 256 << 20  # larger files are compared by samples
 
 
 def optimizer_state(
@@ -41,16 +51,17 @@ def held_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 def save(
     checkpoint: dict[str, Any],
     stage: Stage,
-    write: Callable[[dict[str, Any]], None],
+    write: Callable[[dict[str, Any]], None] | None,
     where: str,
 ) -> None:
-    """Put the whole checkpoint together on rank 0 and write it there; collective.
+    """Put the whole checkpoint on rank 0's disk; collective.
 
     Args:
         checkpoint: As dumped on this rank, with placeholders.
         stage: This rank's.
-        write: Writes the whole one.
-        where: For messages.
+        write: Writes the whole one, put together in memory first; None for an ordinary local file,
+            which is filled tensor by tensor.
+        where: The file.
 
     Raises:
         CheckpointError: On every rank when something is missing or rank 0 cannot write.
@@ -62,17 +73,54 @@ def save(
     def better_elsewhere(path: Path) -> bool:
         return len(path) == 2 and path[0] == "state_dict" and path[1] in elsewhere
 
-    whole = collect(checkpoint, TensorExchange(transport), better_elsewhere)
+    exchange = TensorExchange(transport)
+    if write is None:
+        _stream(checkpoint, exchange, better_elsewhere, where)
+        return
+    whole = collect(checkpoint, exchange, better_elsewhere)
+    _on_rank_0(exchange, lambda: write(whole), where)
+
+
+def _stream(
+    checkpoint: dict[str, Any],
+    exchange: TensorExchange,
+    better_elsewhere: Callable[[Path], bool],
+    where: str,
+) -> None:
+    held = whereabouts(checkpoint, exchange, better_elsewhere)
+    file = _on_rank_0(exchange, lambda: StreamedFile(checkpoint, FilePath(where)), where)
+    stream = arriving(checkpoint, held, exchange)
+
+    def fill() -> None:
+        assert file is not None
+        try:
+            file.fill(stream)
+        except BaseException:
+            file.give_up()
+            for _ in stream:  # the others are sending
+                pass
+            raise
+
+    if exchange.rank != 0:
+        for _ in stream:
+            pass
+    _on_rank_0(exchange, fill, where)
+
+
+def _on_rank_0(exchange: TensorExchange, act: Callable[[], Any], where: str) -> Any:
+    """Act on rank 0 and tell all whether it went well, else they would wait for it."""
     failure: str | None = None
     error: Exception | None = None
-    if transport.rank == 0:
+    result = None
+    if exchange.rank == 0:
         try:
-            write(whole)
-        except Exception as caught:  # told to all, else they would wait for a rank that is gone
+            result = act()
+        except Exception as caught:
             failure, error = f"{type(caught).__name__}: {caught}", caught
-    failure = transport.broadcast(failure)
+    failure = exchange.broadcast(failure)
     if failure is not None:
         raise CheckpointError(f"rank 0 could not write {where}: {failure}") from error
+    return result
 
 
 def load(path: Any, transport: Transport, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -83,9 +131,75 @@ def load(path: Any, transport: Transport, read: Callable[[], dict[str, Any]]) ->
     Raises:
         CheckpointError: On every rank when rank 0 cannot read it.
     """
-    digests = transport.all_gather(_digest(path))
-    if digests[0] is not None and all(digest == digests[0] for digest in digests):
+    if _all_have(path, transport):
         return read()
+    content = _read_on_rank_0(path, transport, read)
+    received: dict[str, Any] = transport.broadcast(content)
+    return received
+
+
+def load_in_parts(path: Any, transport: Transport, weights_only: bool | None) -> dict[str, Any]:
+    """Read a checkpoint that may be larger than any rank's memory; collective.
+
+    Tensors stay in the file until they are used. Ranks without the file have stand-ins for all
+    but the small ones; see `fetch`.
+
+    Raises:
+        CheckpointError: On every rank when rank 0 cannot read it.
+    """
+
+    def read() -> dict[str, Any]:
+        content: dict[str, Any] = torch.load(
+            path, mmap=True, map_location="cpu", weights_only=weights_only
+        )
+        return content
+
+    if _all_have(path, transport):
+        return read()
+    content = _read_on_rank_0(path, transport, read)
+    outline = _outline(content) if transport.rank == 0 else None
+    tree, far = transport.broadcast(outline)
+    if transport.rank == 0:
+        assert content is not None
+        return content
+    mode, found = fake_mode(), {}
+    for place, shape, dtype in far:
+        with mode:
+            found[tuple(place)] = torch.empty(tuple(shape), dtype=getattr(torch, dtype))
+    result: dict[str, Any] = filled(tree, found)
+    return result
+
+
+def _outline(content: Any) -> list[Any]:
+    large = {p: t for p, t in tensor_paths(content) if t.numel() > placeholder.SMALL_ENTRIES}
+    tree = filled(content, dict.fromkeys(large, torch.empty(0)))
+    far = [[list(p), list(t.shape), str(t.dtype).split(".")[1]] for p, t in large.items()]
+    return [tree, far]
+
+
+def fetch(tree: Any, source: Any, transport: Transport) -> Any:
+    """Get what a rank's tree has stand-ins for from rank 0, tensor by tensor; collective.
+
+    Args:
+        tree: What this rank needs.
+        source: On rank 0, the tree that has everything at the same paths.
+        transport: Connects the ranks.
+    """
+    exchange, found = TensorExchange(transport), {}
+    far: list[Path] = [path for path, tensor in tensor_paths(tree) if is_fake(tensor)]
+    have: dict[Path, Tensor] = dict(tensor_paths(source)) if exchange.rank == 0 else {}
+    for rank, paths in enumerate(exchange.all_gather(far)):
+        for path in map(tuple, paths):
+            if exchange.rank == 0:
+                exchange.send_tensor(rank, have[path])
+            elif exchange.rank == rank:
+                found[path] = exchange.receive_tensor(0)
+    return filled(tree, found)
+
+
+def _read_on_rank_0(
+    path: Any, transport: Transport, read: Callable[[], dict[str, Any]]
+) -> dict[str, Any] | None:
     content: dict[str, Any] | None = None
     failure: str | None = None
     if transport.rank == 0:
@@ -96,8 +210,12 @@ def load(path: Any, transport: Transport, read: Callable[[], dict[str, Any]]) ->
     failure = transport.broadcast(failure)
     if failure is not None:
         raise CheckpointError(f"rank 0 could not read the checkpoint {path}: {failure}")
-    received: dict[str, Any] = transport.broadcast(content)
-    return received
+    return content
+
+
+def _all_have(path: Any, transport: Transport) -> bool:
+    digests = transport.all_gather(_digest(path))
+    return digests[0] is not None and all(digest == digests[0] for digest in digests)
 
 
 def _digest(path: Any) -> str | None:
@@ -105,10 +223,13 @@ def _digest(path: Any) -> str | None:
         file = FilePath(path)
         if not file.is_file():
             return None
-        digest = hashlib.sha256()
+        size = file.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        step = max(1 << 20, size // 256) if size > _SAMPLED_BYTES else 1 << 20
         with file.open("rb") as content:
-            while chunk := content.read(1 << 20):
-                digest.update(chunk)
+            for start in range(0, size, step):
+                content.seek(start)
+                digest.update(content.read(1 << 20))
         return digest.hexdigest()
     except (TypeError, OSError):
         return None

@@ -94,7 +94,9 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
         seed,
         options.wire_dtype,
         options.eval_micro_batches,
+        strategy.building.origin,
     )
+    strategy.building.placed()
     _ = trainer.log_dir  # asked while all ranks listen, so that it is known inside steps
     return RunParts(strategy, trainer, stage, feed, seed, probe.weighted)
 

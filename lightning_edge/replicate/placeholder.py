@@ -8,6 +8,7 @@ that the user's own code runs in front of this device's stage at the cost of sha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 __all__: list[str] = []
+
+# every device can afford smaller tensors: they are real wherever code may ask for their values
+SMALL_ENTRIES = 1 << 14
 
 
 def fake_mode() -> FakeTensorMode:
@@ -74,6 +78,37 @@ def materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
         parameter.size(), parameter.stride(), dtype=parameter.dtype, device=device
     )
     return nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+@contextmanager
+def convertible() -> Iterator[None]:
+    """Let `module.to(...)` and its like convert modules that have placeholders.
+
+    PyTorch would swap their contents, which FakeTensors refuse.
+    """
+    original = nn.Module._apply
+
+    def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        fakes = [site for site in list(parameter_sites(self)) if is_fake(site[3])]
+        for _, owner, key, _ in fakes:
+            owner._parameters[key] = None
+        try:
+            return original(self, fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            new: dict[int, nn.Parameter] = {}
+            for _, owner, key, fake in fakes:
+                if id(fake) not in new:
+                    with torch.no_grad():
+                        made = fn(fake)
+                    same = made is fake
+                    new[id(fake)] = fake if same else nn.Parameter(made, fake.requires_grad)
+                owner._parameters[key] = new[id(fake)]
+
+    nn.Module._apply = _apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = original  # type: ignore[method-assign]
 
 
 def outside_graph(leaf: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from torch import nn
 
 from lightning_edge.errors import SplitError
-from lightning_edge.replicate.probe import Leaf, Probe, Value
+from lightning_edge.replicate.probe import Call, Leaf, Probe, Value
 
 __all__ = ["Cut", "cuts", "owners"]
 
@@ -98,11 +98,7 @@ def cuts(probe: Probe, module: nn.Module, blocks_only: bool = False) -> tuple[Cu
         and (any(leaf.fake for leaf in call.leaves) or carried(probe, name))
     ]
     if blocks_only:
-        outer, inner = _blocks(module)
-        places = [
-            c for c in legal if c.name in outer or (c.name in inner and not carried(probe, c.name))
-        ]
-        legal = places or legal
+        legal = _between_blocks(probe, module, legal) or legal
     positions = [call.position for call in legal]
     parameters, flops = [0] * (len(legal) + 1), [0.0] * (len(legal) + 1)
     for position, size in _first_used(probe, module):
@@ -120,6 +116,21 @@ def cuts(probe: Probe, module: nn.Module, blocks_only: bool = False) -> tuple[Cu
         )
         for i, call in enumerate(legal)
     )
+
+
+def _between_blocks(probe: Probe, module: nn.Module, legal: Sequence[Call]) -> list[Call]:
+    outer, inner = _blocks(module)
+    busy = sorted({*probe.flops, *(position for position, _ in _first_used(probe, module))})
+    found: list[Call] = []
+    for call in legal:
+        if call.name not in outer and (call.name not in inner or carried(probe, call.name)):
+            continue
+        if found and call.name.startswith(f"{found[-1].name}."):
+            before = bisect_left(busy, call.position) - bisect_left(busy, found[-1].position)
+            if not before:  # the same place in the step, further inside
+                continue
+        found.append(call)
+    return found
 
 
 def _blocks(module: nn.Module) -> tuple[set[str], set[str]]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_edge.errors import CheckpointError
+from lightning_edge.replicate import placeholder
 from lightning_edge.replicate.placeholder import is_fake
 
 __all__: list[str] = []
@@ -60,7 +61,10 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def spread_initial(
-    module: nn.Module, holders: Mapping[str, tuple[int, ...]], exchange: Exchange
+    module: nn.Module,
+    holders: Mapping[str, tuple[int, ...]],
+    exchange: Exchange,
+    small_only: bool = False,
 ) -> int:
     """Give every holder rank 0's initial values, sending only what differs.
 
@@ -68,18 +72,25 @@ def spread_initial(
         module: Whole and real on every rank.
         holders: By name of a parameter or buffer the ranks that hold it.
         exchange: Connects the ranks.
+        small_only: Leave out what is not real on rank 0, and what is large.
 
     Returns:
         Bytes this rank sent.
     """
     tensors = named_tensors(module)
+    if small_only:
+        tensors = {
+            n: t
+            for n, t in tensors.items()
+            if t.numel() <= placeholder.SMALL_ENTRIES and not is_fake(t)
+        }
     sums: dict[str, int] = exchange.broadcast(
         {n: checksum(t) for n, t in tensors.items()} if exchange.rank == 0 else None
     )
     differing = [
         name
         for name, tensor in tensors.items()
-        if exchange.rank in holders[name] and checksum(tensor) != sums[name]
+        if name in sums and exchange.rank in holders[name] and checksum(tensor) != sums[name]
     ]
     sent = 0
     for rank, names in enumerate(exchange.all_gather(differing)):
@@ -177,7 +188,10 @@ def tensor_paths(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
             yield from tensor_paths(value, (*path, i))
 
 
-def collect(tree: Any, exchange: Exchange, copies: Callable[[Path], bool] | None = None) -> Any:
+Copies = Callable[[Path], bool]
+
+
+def collect(tree: Any, exchange: Exchange, copies: Copies | None = None) -> Any:
     """Fill the placeholders in rank 0's tree with what their holders have at the same paths.
 
     Args:
@@ -193,35 +207,52 @@ def collect(tree: Any, exchange: Exchange, copies: Callable[[Path], bool] | None
     Raises:
         CheckpointError: On all ranks, when nobody holds something.
     """
+    found = dict(arriving(tree, whereabouts(tree, exchange, copies), exchange))
+    return filled(tree, found) if exchange.rank == 0 else tree
+
+
+def whereabouts(
+    tree: Any, exchange: Exchange, copies: Copies | None = None
+) -> list[tuple[Path, int]]:
+    """Who holds what rank 0 does not; see `collect`."""
     mine = dict(tensor_paths(tree))
-    wanted: list[Path] = exchange.broadcast(
-        [p for p, t in mine.items() if is_fake(t) or (copies is not None and copies(p))]
-        if exchange.rank == 0
-        else None
-    )
+
+    def elsewhere(path: Path) -> bool:
+        return is_fake(mine[path]) or (copies is not None and copies(path))
+
+    wanted = exchange.broadcast([p for p in mine if elsewhere(p)] if exchange.rank == 0 else None)
     asked = [tuple(path) for path in wanted]
-    have = exchange.all_gather(
-        [
-            path in mine and not is_fake(mine[path]) and not (copies is not None and copies(path))
-            for path in asked
-        ]
-    )
-    found: dict[Path, Tensor] = {}
+    have = exchange.all_gather([path in mine and not elsewhere(path) for path in asked])
+    found: list[tuple[Path, int]] = []
     missing = []
     for i, path in enumerate(asked):
         holder = next((rank for rank, flags in enumerate(have) if flags[i]), None)
-        if holder is None:
-            if is_fake(mine[path]) if exchange.rank == 0 else False:
-                missing.append(path)
-        elif exchange.rank == 0:
-            found[path] = exchange.receive_tensor(holder)
-        elif exchange.rank == holder:
-            exchange.send_tensor(0, mine[path].detach())
+        if holder is not None:
+            found.append((path, holder))
+        elif exchange.rank == 0 and is_fake(mine[path]):
+            missing.append(path)
     missing = exchange.broadcast(missing)
     if missing:
         names = ", ".join("/".join(map(str, path)) for path in missing[:5])
         raise CheckpointError(f"{len(missing)} tensors of the checkpoint are on no device: {names}")
-    return _filled(tree, found, ()) if exchange.rank == 0 else tree
+    return found
+
+
+def arriving(
+    tree: Any, held: Sequence[tuple[Path, int]], exchange: Exchange
+) -> Iterator[tuple[Path, Tensor]]:
+    """The tensors that rank 0 does not hold, one at a time; nothing on the ranks that send them."""
+    mine = dict(tensor_paths(tree))
+    for path, holder in held:
+        if exchange.rank == 0:
+            yield path, exchange.receive_tensor(holder)
+        elif exchange.rank == holder:
+            exchange.send_tensor(0, mine[path].detach())
+
+
+def filled(tree: Any, found: Mapping[Path, Tensor]) -> Any:
+    """The tree with other tensors at some paths."""
+    return _filled(tree, found, ())
 
 
 def _filled(tree: Any, found: Mapping[Path, Tensor], path: Path) -> Any:

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_edge.errors import SplitError
+from lightning_edge.replicate.cut_table import Cuts
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Probe, Value, probe_step
 from lightning_edge.replicate.split import (
-    Cut,
     carried,
     check_starts,
     crossing,
@@ -47,8 +47,11 @@ def probe_batch(
     return probe_step(module, step, (small, larger), PROBE_ROWS, context)
 
 
-def find_cuts(module: nn.Module, batch: Any, *, step: str = "training_step") -> tuple[Cut, ...]:
+def find_cuts(module: nn.Module, batch: Any, *, step: str = "training_step") -> Cuts:
     """The modules at which a stage of a plan may begin, in the order they run.
+
+    Printing the result gives a table of those between blocks, from which `split_points="auto"`
+    chooses; iterating over it gives all.
 
     Args:
         module: A LightningModule, or any module with a step; it is left as it was.
@@ -56,7 +59,8 @@ def find_cuts(module: nn.Module, batch: Any, *, step: str = "training_step") -> 
         step: Name of the step; called with the batch, and 0 for what else it asks for.
 
     Returns:
-        Each with its name, the tensors that cross there, and the parameters up to the next cut.
+        Each with its name, the tensors that cross there, and the parameters and floating-point
+        operations up to the next cut.
 
     Raises:
         SplitError: When the step cannot be run on placeholders.
@@ -75,7 +79,7 @@ def find_cuts(module: nn.Module, batch: Any, *, step: str = "training_step") -> 
     found = cuts(probe, module)
     if not found and probe.failure is not None:
         raise SplitError(f"{step} cannot be tried without data: {probe.failure}")
-    return found
+    return Cuts(found, cuts(probe, module, blocks_only=True))
 
 
 def trailing_arguments(step: Callable[..., Any]) -> tuple[int, ...]:

@@ -24,14 +24,14 @@ from lightning_edge.replicate.placeholder import (
     fake_mode,
     is_fake,
     materialize,
-    placeholder_like,
     swap_parameters,
 )
+from lightning_edge.replicate.placing import Origin, leave_spread, place
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
 from lightning_edge.replicate.snapshot import version
 from lightning_edge.replicate.split import check_starts, owners
-from lightning_edge.replicate.state import hold_together, spread_initial, whole_again
+from lightning_edge.replicate.state import hold_together, whole_again
 from lightning_edge.train.edges import Edges
 from lightning_edge.train.exchange import TensorExchange
 from lightning_edge.train.executor import Executor, StepTimes
@@ -73,7 +73,7 @@ class Stage:
     """One device's part of a plan at work.
 
     Args:
-        module: Whole and real on every rank; from here on it has placeholders.
+        module: Whole and real on every rank, or in parts; from here on it has placeholders.
         plan: Resolved: ranks and numbers only.
         probe: Of the step this run is for.
         transport: Connects the ranks.
@@ -81,6 +81,7 @@ class Stage:
         seed: Of the run, equal on all ranks.
         wire_dtype: Floating tensors are cast to it between stages.
         eval_micro_batches: Micro-batches of a batch in validation, test and prediction.
+        origin: Where the values come from if the module is not whole.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Stage:
         seed: int,
         wire_dtype: torch.dtype | None = None,
         eval_micro_batches: int = 1,
+        origin: Origin | None = None,
     ) -> None:
         self.module, self.plan, self.transport, self.device = module, plan, transport, device
         self.starts = [s.start for s in plan.stages if s.start is not None]
@@ -101,7 +103,7 @@ class Stage:
         self.last = len(plan.stages) - 1
         self.holders = holders_of(plan, probe, module, self.starts)
         self._seed, self._probe = seed, probe
-        self._place()
+        self._place(origin or Origin())
         self._eval_plan = _with_micro_batches(plan, eval_micro_batches, transport.world_size)
         self._layouts: dict[tuple[int, bool], Layout] = {}
         self._lists: dict[tuple[int, bool], tuple[Instruction, ...]] = {}
@@ -123,14 +125,10 @@ class Stage:
         """Whether this device reaches the loss."""
         return self.index == self.last
 
-    def _place(self) -> None:
-        spread_initial(self.module, self.holders, TensorExchange(self.transport))
+    def _place(self, origin: Origin) -> None:
         self._mode = fake_mode()
-        rank, holders = self.transport.rank, self.holders
-        swap_parameters(
-            self.module,
-            lambda name, p: None if rank in holders[name] else placeholder_like(p, self._mode),
-        )
+        exchange = TensorExchange(self.transport)
+        self.in_parts = place(self.module, self.holders, exchange, self._mode, self.device, origin)
         self._placeholders = [p for p in self.module.parameters() if is_fake(p)]
         self._buffers_at_start = {n: version(b) for n, b in self.module.named_buffers()}
 
@@ -327,7 +325,10 @@ class Stage:
                 part.close()
 
     def make_whole(self) -> None:
-        """Give every rank the whole module back, with the trained values."""
+        """Give every rank the whole module back, with the trained values, if it ever had it."""
+        if self.in_parts:
+            leave_spread(self.module, self.holders)
+            return
         sites = {
             name: parameter
             for name, parameter in self.module.named_parameters()

@@ -1,0 +1,86 @@
+"""A model that no device has as a whole: built, trained, saved, resumed, validated, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.families.large import run
+from tests.families.zoo import FAMILIES, llama
+from tests.pool import Pool
+from tests.train.stages import largest_difference
+from tests.train.test_transparency import LAYOUTS, plan_of
+
+TOLERANCE = 2e-6
+
+
+def plan_for(model: str, layout: str) -> dict[str, Any]:
+    cuts = tuple(f"net.{cut}" for cut in FAMILIES[model][2])
+    return plan_of(*LAYOUTS[layout], cuts=cuts, micro_batches=1)
+
+
+def compare(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    for result in results:
+        assert result["losses"] == pytest.approx(alone["losses"], rel=TOLERANCE)
+        assert result["val_loss"] == pytest.approx(alone["val_loss"], rel=TOLERANCE)
+        assert result["again"] == pytest.approx(alone["val_loss"], rel=TOLERANCE)
+        assert result["held"] < result["all"]
+        held = {name: alone["state"][name] for name in result["state"]}
+        assert largest_difference(result["state"], held) < TOLERANCE
+
+
+@pytest.mark.parametrize("model", ["gpt2", pytest.param("lightning-demo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout", ["1-1-1", pytest.param("2-1", marks=pytest.mark.slow)])
+def test_a_model_nobody_has_whole_trains_like_one_process(
+    pool: Pool, tmp_path: Path, model: str, layout: str
+) -> None:
+    options = {"model": model, "sgd": layout == "2-1"}
+    alone = run(0, 1, "alone", options, str(tmp_path / "alone"))
+    plan = plan_for(model, layout)
+    results = pool.run(run, 3, plan, options, str(tmp_path / "parts"))
+    compare(results, alone)
+    found = torch.load(results[0]["checkpoint"], weights_only=True)
+    expected = torch.load(alone["checkpoint"], weights_only=True)
+    assert list(found["state_dict"]) == list(expected["state_dict"])
+    assert largest_difference(found["state_dict"], expected["state_dict"]) < TOLERANCE
+    for index, entry in expected["optimizer_states"][0]["state"].items():
+        assert largest_difference(found["optimizer_states"][0]["state"][index], entry) < 2e-5
+
+
+@pytest.mark.parametrize("only_rank_0_has_it", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_it_resumes_from_a_file(pool: Pool, tmp_path: Path, only_rank_0_has_it: bool) -> None:
+    whole = run(0, 1, "alone", {"model": "gpt2", "epochs": 3}, str(tmp_path / "alone"))
+    plan = plan_for("gpt2", "1-1-1")
+    first = pool.run(run, 3, plan, {"model": "gpt2"}, str(tmp_path / "first"))
+    options = {
+        "model": "gpt2",
+        "epochs": 3,
+        "resume": first[0]["checkpoint"],
+        "only_rank_0_has_it": only_rank_0_has_it,
+    }
+    second = pool.run(run, 2, plan_for("gpt2", "1-1"), options, str(tmp_path / "second"))
+    for result in second:
+        assert result["losses"] == pytest.approx(whole["losses"][4:], rel=TOLERANCE)
+        assert result["val_loss"] == pytest.approx(whole["val_loss"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("auto", marks=pytest.mark.slow)])
+def test_it_is_read_from_a_directory_of_safetensors(pool: Pool, tmp_path: Path, dtype: str) -> None:
+    torch.manual_seed(11)
+    saved = llama().to(torch.float32 if dtype == "auto" else torch.bfloat16)
+    saved.save_pretrained(tmp_path / "weights", max_shard_size="20KB")
+    assert len(list((tmp_path / "weights").glob("*.safetensors"))) > 1
+    options = {"model": "llama", "pretrained": str(tmp_path / "weights"), "dtype": dtype}
+    alone = run(0, 1, "alone", options, str(tmp_path / "alone"))
+    plan = plan_for("llama", "1-1-1")
+    compare(pool.run(run, 3, plan, options, str(tmp_path / "parts")), alone)
+
+
+def test_a_checkpoint_of_another_model_is_named(pool: Pool, tmp_path: Path) -> None:
+    run(0, 1, "alone", {"model": "mlp", "epochs": 1}, str(tmp_path))
+    options = {"model": "gpt2", "resume": str(tmp_path / "kept.ckpt")}
+    with pytest.raises(Exception, match="net.model.transformer.wte.weight is missing in it"):
+        pool.run(run, 2, plan_for("gpt2", "1-1"), options, str(tmp_path / "parts"))
