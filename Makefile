@@ -14,7 +14,7 @@ help:
 	@echo "make test      the tests that take less than a minute together"
 	@echo "make test-all  those marked slow as well"
 	@echo "make demo      train, checkpoint and generate on three local processes (minutes)"
-	@echo "make bench     the executor's benchmark: one table, JSON in benchmarks/results/"
+	@echo "make bench     the benchmarks: tables, JSON and pictures in benchmarks/results/ (an hour)"
 	@echo "make wheel     build the wheel and import it from a fresh environment"
 
 env: $(STAMP)
@@ -46,6 +46,8 @@ demo: env
 
 bench: env
 	$(BIN)/python -m benchmarks.executor
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.capacity
 
 wheel: env
 	.ci/wheel $(VENV)
