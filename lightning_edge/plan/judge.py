@@ -33,7 +33,8 @@ class Verdict(NamedTuple):
         excess: By how much limits are broken, each relative to itself; 0 if all hold.
         value: What is to be least.
         step_s: Predicted, or a bound if it was not worth simulating.
-        energy_j: None if watts are unknown, or not simulated.
+        energy_j: None if watts are unknown, or not simulated; without what sending and receiving
+            needs if seconds are all that counts.
         assignment: What was judged.
     """
 
@@ -67,6 +68,12 @@ class Judge:
         )
 
     @property
+    def wants_joules(self) -> bool:
+        """Whether the fewest joules may be better than the shortest step."""
+        limited = bool(self.rules.caps_w or self.rules.budgets_j)
+        return self._powered and (self.objective.minimize != "time" or limited)
+
+    @property
     def verdicts(self) -> list[Verdict]:
         """Everything simulated so far."""
         return list(self._known.values())
@@ -95,7 +102,9 @@ class Judge:
             return Verdict(INFINITE, INFINITE, INFINITE, None, assignment)
         self.instructions += sum(len(line) for line in outcome.work.lists)
         energy = None
-        if self._powered or self.rules.caps_w or self.rules.budgets_j:
+        if self.objective.minimize == "time" and not self.rules.caps_w and not self.rules.budgets_j:
+            energy = self.bound(assignment, outcome.step_s)[1] if self._powered else None
+        else:
             parts = self.simulator.energies(assignment, outcome)
             for rank, each in parts.items():
                 if each is None:
@@ -114,6 +123,10 @@ class Judge:
         self._known[assignment] = found
         return found
 
+    def promise(self, assignment: Assignment) -> float:
+        """Return a value that the assignment cannot beat."""
+        return self._value(*self.bound(assignment))
+
     def _value(self, step_s: float, energy_j: float) -> float:
         goal = self.objective.minimize
         if goal == "time":
@@ -131,8 +144,11 @@ class Judge:
                     excess += max(0.0, round(peaks[i]) / limit - 1)
         return excess
 
-    def bound(self, assignment: Assignment) -> tuple[float, float]:
-        """Return seconds and joules that the step cannot beat (joules 0 for unknown watts)."""
+    def bound(self, assignment: Assignment, step_s: float | None = None) -> tuple[float, float]:
+        """Return seconds and joules that the step cannot beat (joules 0 for unknown watts).
+
+        With `step_s` the joules are those of a step so long, but for sending and receiving.
+        """
         most, in_front, dynamic, idle = 0.0, 0.0, 0.0, 0.0
         parts, number = assignment.parts, assignment.micro_batches
         for index, part in enumerate(parts):
@@ -147,7 +163,7 @@ class Judge:
                     dynamic += (watts[1] - watts[0]) * (computing + fixed)
             if index + 1 < len(parts):
                 in_front += hop + self._messages_s(part, parts[index + 1], number)
-        return most, dynamic + idle * most
+        return most, dynamic + idle * (most if step_s is None else step_s)
 
     def _messages_s(self, front: Part, behind: Part, number: int) -> float:
         """The least that one message each way can take between two stages."""

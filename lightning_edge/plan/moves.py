@@ -9,7 +9,7 @@ pace      number of micro-batches, depths, checkpointing, power modes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from lightning_edge.plan.assignment import Assignment, Part
 from lightning_edge.plan.rules import Rules
@@ -18,6 +18,8 @@ from lightning_edge.plan.shaping import Draft, Shaper, drafts, slope, with_depth
 __all__: list[str] = []
 
 _STEPS = (1, -1, 2, -2, 4, -4)
+_MOST_PLACES = 6
+Kind = Callable[[Assignment], Iterator[Assignment | None]]
 
 
 class Moves:
@@ -36,27 +38,26 @@ class Moves:
         self.shaper, self.rules, self.numbers, self.alike = shaper, rules, numbers, alike
         self._places = frozenset(rules.legal)
 
-    def of(self, assignment: Assignment) -> Iterator[Assignment]:
-        """Yield all changes that the rules allow, each once."""
-        seen = {assignment}
-        for change in self._all(assignment):
-            if change is not None and change not in seen:
-                seen.add(change)
-                if self.rules.allow(change):
-                    yield change
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of changes, cheap ones first."""
+        found = (
+            self._cuts, self._rows, self._numbers, self._depths, self._checkpoints,
+            self._leaving, self._joining, self._swaps, self._stages,
+        )  # fmt: skip
+        return (*found, self._modes) if self.rules.free_modes else found
 
-    def _all(self, a: Assignment) -> Iterator[Assignment | None]:
-        yield from self._cuts(a)
-        yield from self._rows(a)
-        yield from self._numbers(a)
-        yield from self._depths(a)
-        yield from self._checkpoints(a)
-        if self.rules.free_modes:
-            yield from self._modes(a)
-        yield from self._leaving(a)
-        yield from self._joining(a)
-        yield from self._swaps(a)
-        yield from self._stages(a)
+    @property
+    def slight(self) -> tuple[Kind, ...]:
+        """The kinds that leave the devices where they are."""
+        found = (self._depths, self._numbers, self._cuts, self._rows, self._swaps)
+        return (*found, self._modes) if self.rules.free_modes else found
+
+    def of(self, kind: Kind, assignment: Assignment) -> Iterator[Assignment]:
+        """Yield the changes of a kind that the rules allow."""
+        for change in kind(assignment):
+            if change is not None and change != assignment and self.rules.allow(change):
+                yield change
 
     def _again(self, a: Assignment, stages: list[Draft]) -> Assignment | None:
         return self.shaper.complete(stages, a.micro_batches, slope(a))
@@ -120,7 +121,12 @@ class Moves:
 
     def _checkpoints(self, a: Assignment) -> Iterator[Assignment | None]:
         for index, part in enumerate(a.parts):
-            yield _with(a, index, part._replace(checkpoint=not part.checkpoint))
+            other = _with(a, index, part._replace(checkpoint=not part.checkpoint))
+            yield other
+            if part.checkpoint:  # keep activations, of fewer micro-batches
+                for depth in sorted({1, 2, part.depth // 2, part.depth - 1}):
+                    if 1 <= depth < part.depth:
+                        yield with_depth(other, index, depth)
 
     def _modes(self, a: Assignment) -> Iterator[Assignment | None]:
         for index, part in enumerate(a.parts):
@@ -165,35 +171,36 @@ class Moves:
 
     def joining(self, a: Assignment, rank: int) -> Iterator[Assignment]:
         """Yield the assignments in which a device without work gets some."""
-        mode = self.shaper.costs.mode_index(rank, None)
-        for index in range(len(a.parts)):
-            joined = drafts(a)
-            joined[index] = _joined(joined[index], rank, mode)
-            for stages in (
-                joined,
-                self._inserted(drafts(a), index, rank, mode, False),
-                self._inserted(drafts(a), index, rank, mode, True),
-            ):
-                found = self._again(a, stages)
-                if found is not None and rank in found.ranks and self.rules.allow(found):
-                    yield found
+        for mode in self._modes_of(rank):
+            for index in range(len(a.parts)):
+                joined = drafts(a)
+                joined[index] = _joined(joined[index], rank, mode)
+                changes = [joined, *self._inserted(drafts(a), index, rank, mode)]
+                for stages in changes:
+                    found = self._again(a, stages)
+                    if found is not None and self.rules.allow(found):
+                        yield found
+
+    def _modes_of(self, rank: int) -> Iterable[int]:
+        """The modes that a device may be in."""
+        if self.rules.free_modes:
+            return range(len(self.shaper.costs.devices[rank].modes))
+        return (self.shaper.costs.mode_index(rank, None),)
 
     def _inserted(
-        self, stages: list[Draft], index: int, rank: int, mode: int, behind: bool
-    ) -> list[Draft]:
-        """Give a new stage of one device half of another's blocks."""
+        self, stages: list[Draft], index: int, rank: int, mode: int
+    ) -> Iterator[list[Draft]]:
+        """Give a new stage of one device some of another's blocks, in front of it or behind."""
         old = stages[index]
         places = [cut for cut in self.rules.legal if old.first < cut < old.stop]
-        if not places:
-            return stages
-        cut = places[len(places) // 2]
+        if len(places) > _MOST_PLACES:  # the cut moves on later
+            quarter = len(places) / 4
+            places = [places[round(quarter * n)] for n in (1, 2, 3)]
         new = Draft(old.first, old.stop, (rank,), (mode,), old.checkpoint)
-        pair = (
-            [old._replace(stop=cut), new._replace(first=cut)]
-            if behind
-            else [new._replace(stop=cut), old._replace(first=cut)]
-        )
-        return [*stages[:index], *pair, *stages[index + 1 :]]
+        for cut in places:
+            for front, behind in ((old, new), (new, old)):
+                pair = [front._replace(stop=cut), behind._replace(first=cut)]
+                yield [*stages[:index], *pair, *stages[index + 1 :]]
 
     def _swaps(self, a: Assignment) -> Iterator[Assignment | None]:
         """Two devices of different stages change places, or one with a device that has no work."""
@@ -237,10 +244,8 @@ class Moves:
                 if len(part.ranks) > 1:
                     stages = drafts(a)
                     stages[index] = _without(stages[index], i)
-                    for behind_it in (False, True):
-                        yield self._again(
-                            a, self._inserted(list(stages), index, rank, part.modes[i], behind_it)
-                        )
+                    for change in self._inserted(stages, index, rank, part.modes[i]):
+                        yield self._again(a, change)
 
 
 def _with(a: Assignment, index: int, part: Part) -> Assignment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lightning_edge.errors import PlanError
 from lightning_edge.plan.assignment import Assignment, Part
@@ -17,6 +17,7 @@ from lightning_edge.plan.group_settings import (
 )
 from lightning_edge.plan.objective import Named, Objective
 from lightning_edge.plan.problems import Problem, refuse
+from lightning_edge.plan.rows import whole_rows
 
 __all__: list[str] = []
 
@@ -37,6 +38,7 @@ class Rules:
         free_modes: Whether power modes may be changed.
         caps_w: Rank -> most watts.
         budgets_j: Rank -> most joules per step.
+        shares: Devices of one stage -> rank -> the shares asked for.
     """
 
     ranks: tuple[int, ...]
@@ -50,6 +52,7 @@ class Rules:
     free_modes: bool
     caps_w: Mapping[int, float]
     budgets_j: Mapping[int, float]
+    shares: Mapping[frozenset[int], Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def most_stages(self) -> int:
@@ -80,7 +83,7 @@ class Rules:
         if self.side_by_side:
             return len(list(parts)) == 1
         at = -1
-        seen: list[set[int]] = [set() for _ in self.groups]
+        seen: list[list[int]] = [[] for _ in self.groups]
         for part in parts:
             homes = {
                 i for i, g in enumerate(self.groups) if not g.shares.keys().isdisjoint(part.ranks)
@@ -94,9 +97,14 @@ class Rules:
             if group.parallelism == "data" and seen[home]:
                 return False  # one stage
             at = home
-            seen[home].update(part.ranks)
+            seen[home] += part.ranks
+            wanted = self.shares.get(frozenset(part.ranks))
+            if wanted is not None and part.rows != rows_of(wanted, part.ranks, sum(part.rows)):
+                return False
         return all(
-            group.parallelism == "auto" or seen[i] == set(group.shares)
+            group.parallelism == "auto"
+            or (group.parallelism == "data" and set(seen[i]) == set(group.shares))
+            or seen[i] == list(group.shares)
             for i, group in enumerate(self.groups)
         )
 
@@ -168,6 +176,7 @@ def resolve(objective: Objective, costs: Costs) -> Rules:
         objective.power_modes == "auto",
         caps,
         budgets,
+        _shares(objective, groups),
     )
     needs = (objective.minimize != "time", bool(caps), bool(budgets))
     _check_power(costs, rules, needs)
@@ -181,6 +190,25 @@ def resolve(objective: Objective, costs: Costs) -> Rules:
             f" part: give at most {len(rules.ranks) - 1}"
         )
     return rules
+
+
+def rows_of(shares: Mapping[int, float], ranks: Iterable[int], rows: int) -> tuple[int, ...]:
+    """Return the rows of each device for shares by rank."""
+    return tuple(whole_rows([shares[rank] for rank in ranks], rows))
+
+
+def _shares(
+    objective: Objective, groups: tuple[Group, ...] | None
+) -> dict[frozenset[int], Mapping[int, float]]:
+    """Return the shares that were written down for groups that are one stage."""
+    if groups is None or objective.groups is None:
+        return {}
+    return {
+        frozenset(group.shares): group.shares
+        for group in groups
+        if isinstance(objective.groups[group.name]["devices"], Mapping)
+        and (len(groups) == 1 or objective.across != "data")
+    }
 
 
 def _check_power(costs: Costs, rules: Rules, needs: tuple[bool, bool, bool]) -> None:

@@ -11,12 +11,13 @@ All of it is deterministic: budgets count simulated instructions, not seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from itertools import islice
 
 from lightning_edge.errors import PlanError
 from lightning_edge.plan.assignment import Assignment
 from lightning_edge.plan.choice import Choice, Option
 from lightning_edge.plan.construct import construct
+from lightning_edge.plan.exhaust import exhaust
 from lightning_edge.plan.judge import Judge, Verdict
 from lightning_edge.plan.moves import Moves
 from lightning_edge.plan.objective import Objective
@@ -32,8 +33,11 @@ __all__ = ["Choice", "Objective", "Option", "search"]
 
 BUDGET = 250_000
 """Instructions simulated at most, about; a second or so."""
-_BEAM = 4
+_BEAM = 24
+_PIECES = 8  # into which the rows of a stage are divided while every plan is looked at
 _PER_MOVE = 20  # instructions that looking at a change costs, in time
+_NEAR = 1.1  # starts whose bound is worse than this are not simulated
+_ALIKE = 2e-4  # values that differ by less are as good as each other
 
 
 def search(
@@ -71,7 +75,14 @@ def search(
     run = _Search(judge, rules, rows, budget)
     best = run.best()
     if best.excess > 0:
-        raise PlanError(remedies(run.judge, best))
+
+        def attempt(other: Objective, fewer: int) -> Verdict:
+            allowed = resolve(other, simulator.costs)
+            limit = deadline if other.max_step_s or other.max_slowdown else None
+            judge = Judge(simulator, other, allowed, limit)
+            return _Search(judge, allowed, fewer, budget // 4).best()
+
+        raise PlanError(remedies(run.judge, best, attempt))
     return _choice(run, best)
 
 
@@ -91,12 +102,22 @@ class _Search:
         rules: What is allowed.
         rows: Of the batch.
         budget: Instructions to simulate at most.
+        piece: Rows are shared out in such pieces.
+        numbers: Numbers of micro-batches to choose from, instead of many.
     """
 
-    def __init__(self, judge: Judge, rules: Rules, rows: int, budget: int) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        rules: Rules,
+        rows: int,
+        budget: int,
+        piece: int = 1,
+        numbers: tuple[int, ...] = (),
+    ) -> None:
         self.judge, self.rules, self.rows, self.budget = judge, rules, rows, budget
-        self.shaper = Shaper(judge, rows)
-        self.numbers = _numbers(rules, rows)
+        self.shaper = Shaper(judge, rows, piece)
+        self.numbers = numbers or _numbers(rules, rows)
         alike = classes(judge.simulator)
         self.moves = Moves(self.shaper, rules, self.numbers, alike)
         self.exhaustive = False
@@ -109,9 +130,13 @@ class _Search:
             PlanError: If the rules allow nothing at all.
         """
         pool: dict[Assignment, Verdict] = {}
+        ceiling: Verdict | None = None
         for seed in self._starts():
             if seed not in pool:
-                pool[seed] = self.judge.judge(seed)
+                found = pool[seed] = self.judge.judge(seed, ceiling)
+                worth = found._replace(value=found.value * _NEAR)
+                if ceiling is None or worth[:2] < ceiling[:2]:
+                    ceiling = worth
         if not pool:
             raise PlanError(
                 "no plan satisfies groups, split_points, keep and first_stage_on together:"
@@ -119,27 +144,59 @@ class _Search:
             )
         ranked = sorted(pool.values(), key=lambda v: v[:2])
         best = ranked[0]
+        piece = max(self.shaper.piece, self.rows // _PIECES)
+        least = exhaust(self.judge, self.numbers, self.rows, piece, best)
+        if least is not None:
+            self.exhaustive = True
+            return self.polish(self.climb(least, self.budget))
         for start in _varied(ranked, _BEAM):
-            best = min(best, self.climb(start), key=lambda v: v[:2])
-        return best
+            # at most half of what is left for each, so that the best start goes farthest
+            limit = self._used + (self.budget - self._used) / 2
+            best = min(best, self.climb(start, limit), key=lambda v: v[:2])
+        return self.polish(best)
+
+    @property
+    def _used(self) -> int:
+        return self.judge.instructions + self._spent
 
     def _starts(self) -> Iterable[Assignment]:
         yield from seeds(self.shaper, self.rules, self.numbers)
-        yield from construct(self.shaper, self.rules, self.numbers)
+        yield from construct(self.shaper, self.rules, self.numbers, self.judge.wants_joules)
 
-    def climb(self, start: Verdict) -> Verdict:
-        """Change an assignment for the better until nothing helps or the budget is used up."""
-        now = start
-        while self.judge.instructions + self._spent < self.budget:
-            best = now
-            for change in self.moves.of(now.assignment):
+    def climb(self, start: Verdict, budget: float) -> Verdict:
+        """Change an assignment for the better until nothing helps or the budget is used up.
+
+        The first change that helps is taken, and the search goes on behind it: with many devices
+        a change here seldom spoils one there.
+        """
+        now, idle = start, 0
+        kinds = self.moves.kinds
+        turn = 0
+        while idle < len(kinds) and self._used < budget:
+            kind = kinds[turn % len(kinds)]
+            turn, idle, seen = turn + 1, idle + 1, 0
+            changes = self.moves.of(kind, now.assignment)
+            while (change := next(changes, None)) is not None and self._used < budget:
                 self._spent += _PER_MOVE
-                found = self.judge.judge(change, best)
-                if found[:2] < (best.excess, best.value * (1 - 1e-9)):
-                    best = found
-            if best is now:
-                break
-            now = best
+                seen += 1
+                found = self.judge.judge(change, now)
+                if found[:2] < (now.excess, now.value * (1 - 1e-9)):
+                    now, idle = found, 0
+                    changes = islice(self.moves.of(kind, now.assignment), seen, None)
+        return now
+
+    def polish(self, best: Verdict) -> Verdict:
+        """Among plans as good as the best, take one with fewer joules and less in flight."""
+        floor = best._replace(value=best.value * (1 + _ALIKE))
+        now, limit = best, self._used + self.budget // 10
+        for kind in self.moves.slight:
+            for change in list(self.moves.of(kind, now.assignment)):
+                if self._used > limit:
+                    return now
+                self._spent += _PER_MOVE
+                found = self.judge.judge(change, floor)
+                if found[:2] <= floor[:2] and _thrift(found) < _thrift(now):
+                    now = found
         return now
 
 
@@ -176,18 +233,20 @@ def shape(assignment: Assignment) -> tuple[tuple[int, ...], ...]:
 
 
 def _varied(ranked: Sequence[Verdict], number: int) -> list[Verdict]:
-    """The best of each shape, the best `number` of them."""
+    """The best for the same devices in the same places and modes, the best `number` of them."""
     found: dict[object, Verdict] = {}
     for verdict in ranked:
-        found.setdefault(shape(verdict.assignment), verdict)
+        parts = verdict.assignment.parts
+        found.setdefault(tuple((part.ranks, part.modes) for part in parts), verdict)
         if len(found) == number:
             break
     return list(found.values())
 
 
-class _Ranked(NamedTuple):
-    verdict: Verdict
-    label: str
+def _thrift(verdict: Verdict) -> tuple[float, int]:
+    """What decides between plans that are as good as each other."""
+    joules = verdict.energy_j or 0.0
+    return float(f"{joules:.4g}"), sum(part.depth for part in verdict.assignment.parts)
 
 
 def _choice(run: _Search, best: Verdict) -> Choice:

@@ -93,7 +93,8 @@ def _seeds(shaper: Shaper, rules: Rules, numbers: Sequence[int]) -> Iterator[Ass
                 draft = Draft(0, blocks, team, tuple(modes[r] for r in team))
                 for number in numbers[:2]:
                     yield shaper.complete([draft], number)
-                yield _even(shaper, rules, order[:count], modes, numbers)
+                if count == len(order) or count & (count - 1) == 0:
+                    yield _even(shaper, rules, order[:count], modes, numbers)
 
 
 def _even(

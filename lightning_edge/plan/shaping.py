@@ -9,6 +9,7 @@ from lightning_edge.plan.assignment import Assignment, Part
 from lightning_edge.plan.costs import Costs
 from lightning_edge.plan.judge import Judge
 from lightning_edge.plan.memory import peak_bytes
+from lightning_edge.plan.rules import rows_of
 from lightning_edge.plan.sharing import share_out
 
 __all__: list[str] = []
@@ -75,6 +76,9 @@ class Shaper:
     def _rows(self, stage: Draft, number: int, depth: int) -> tuple[int, ...]:
         if len(stage.ranks) == 1:
             return (self.rows,)
+        asked = self.judge.rules.shares.get(frozenset(stage.ranks))
+        if asked is not None:
+            return rows_of(asked, stage.ranks, self.rows)
         key = (stage, number, depth)
         found = self._shares.get(key)
         if found is None:

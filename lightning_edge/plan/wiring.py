@@ -179,24 +179,31 @@ def _connect(work: Work, costs: Costs, network: Network, front: Part, behind: Pa
     """Fill in the messages between two stages."""
     ahead, back = costs.crossing_bytes(behind.first)
     micro_batches = work.micro_batches
+    checked = set()
     for m, row in enumerate(_edges(front.rows, behind.rows, micro_batches)):
         for i, j, rows in row:
             a, b = front.ranks[i], behind.ranks[j]
-            network.path(a, b)
+            if (i, j) not in checked:
+                checked.add((i, j))
+                network.path(a, b)
+                network.path(b, a)
             _message(work, costs, a, b, m, rows * ahead)
             if back:
-                network.path(b, a)
                 _message(work, costs, b, a, micro_batches + m, rows * back)
 
 
 def _message(work: Work, costs: Costs, a: int, b: int, code: int, amount: float) -> None:
-    work.sends[a][code] = (*work.sends[a][code], (b, code, amount))
+    sends = work.sends[a]
+    sends[code] = (*sends[code], (b, code, amount)) if sends[code] else ((b, code, amount),)
     work.needs[b][code] += 1
-    work.count(a, b, amount)
-    work.copying_s[a] += amount * costs.devices[a].copy_s_per_byte
-    unpack_s = amount * costs.devices[b].copy_s_per_byte
-    work.seconds[b][code] += unpack_s
-    work.copying_s[b] += unpack_s
+    pair = a * work.size + b
+    work.pair_bytes[pair] = work.pair_bytes.get(pair, 0.0) + amount
+    pack, unpack = costs.devices[a].copy_s_per_byte, costs.devices[b].copy_s_per_byte
+    if pack:
+        work.copying_s[a] += amount * pack
+    if unpack:
+        work.seconds[b][code] += amount * unpack
+        work.copying_s[b] += amount * unpack
 
 
 def _sums(assignment: Assignment, costs: Costs, network: Network) -> list[Sum]:

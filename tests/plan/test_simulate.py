@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.bound import one_f_one_b, simulate_s
 from lightning_edge.errors import PlanError, ProfileError
@@ -20,7 +23,8 @@ from lightning_edge.plan.profile import (
     Timing,
 )
 from lightning_edge.plan.schedule import check, parse_text, schedule
-from lightning_edge.plan.simulate import Simulator, simulate
+from lightning_edge.plan.simulate import simulate
+from tests.plan.plans import plans
 from tests.plan.profiles import simple
 
 
@@ -249,16 +253,33 @@ def test_a_simulator_is_deterministic():
     assert simulate(plan, profile, rows=32) == simulate(plan, profile, rows=32)
 
 
-@pytest.mark.slow
-def test_a_million_instructions_take_seconds():
-    import time
+@given(plans(), st.floats(0.01, 1000), st.booleans())
+@settings(max_examples=25)
+def test_work_is_conserved(plan: Plan, mbit: float, shared: bool):
+    count, rows = len(plan.stages), 12
+    base = simple([1 + i % 3 for i in range(20)], blocks=count, mbit=mbit)
+    links = base.links
+    names = ["head", *(f"b{i}" for i in range(count))]
+    row = tuple(replace(b, name=n) for b, n in zip(base.model.blocks, names, strict=False))
+    if shared:
+        links = tuple(Link(k.source, k.target, k.seconds_per_byte, 0, ("air",)) for k in links)
+    found = simulate(plan, Profile(base.devices, Model("m", row), links), rows=rows, owner=None)
+    done = {"forward": 0.0, "backward": 0.0}
+    for event in found.timeline:
+        if event.kind in done:
+            done[event.kind] += (event.end_s - event.start_s) * (1 + event.rank % 3)
+    assert done["forward"] == pytest.approx(0.01 * count * rows)
+    assert done["backward"] == pytest.approx(0.02 * count * rows)
+    assert found.step_s <= found.makespan_s * (1 + 1e-9)
+    for device in found.devices.values():
+        assert device.compute_s <= found.step_s * (1 + 1e-9)
+        parts = device.compute_s + device.communication_s + device.waiting_s
+        assert parts == pytest.approx(found.step_s)
 
-    from lightning_edge.plan.assignment import from_plan
 
-    number = 31_250
-    simulator = Simulator(simple([1] * 16, blocks=16))
-    assignment = from_plan(pipeline(16, 16, number), simulator.costs, number)
-    start_s = time.process_time()
-    outcome = simulator.run(assignment)
-    assert sum(len(line) for line in outcome.work.lists) >= 10**6
-    assert time.process_time() - start_s < 10
+@given(st.floats(0.05, 100), st.floats(1, 10), st.integers(1, 8), st.integers(1, 4))
+@settings(max_examples=40)
+def test_more_bandwidth_is_never_slower(mbit: float, more: float, micro_batches: int, depth: int):
+    plan = pipeline(2, 4, micro_batches, [depth, 1])
+    slow = simulate(plan, simple([1, 2], mbit=mbit), rows=16).step_s
+    assert simulate(plan, simple([1, 2], mbit=mbit * more), rows=16).step_s <= slow * (1 + 1e-9)
