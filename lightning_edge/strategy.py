@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_edge.loop import refusals
 from lightning_edge.loop.building import Building
+from lightning_edge.loop.checkpoint import share_path
 from lightning_edge.loop.collectives import reduce_tensors
 from lightning_edge.loop.connection import Connection
 from lightning_edge.loop.environment import EdgeEnvironment, root_device, set_rank_zero
@@ -183,10 +185,14 @@ class EdgeCollabStrategy(StateHooks):
     def setup_environment(self) -> None:
         super().setup_environment()
         set_rank_zero(self.global_rank)
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        refusals.refuse_before_data(trainer, self.world_size)
         if self._connection is None:
             self._connection = Connection(
                 self._environment, self._options.timeout, self.root_device
             )
+        share_path(trainer, self.transport)
 
     @override
     def model_to_device(self) -> None:
@@ -204,6 +210,7 @@ class EdgeCollabStrategy(StateHooks):
         self._parts = set_up(self, trainer, self._options)
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
+            refusals.refuse_optimizers(self.optimizers, self.world_size)
             self._parts.stage.prepare_training()
         self.setup_precision_plugin()
         self._parts.install()
@@ -221,7 +228,7 @@ class EdgeCollabStrategy(StateHooks):
         return self._parts.transfer(batch, device or self.root_device, dataloader_idx)
 
     @override
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self._parts is not None
         return self._parts.train(args, synchronise=not self._blocked)
 

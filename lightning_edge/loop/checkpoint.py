@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from lightning_edge.errors import CheckpointError
+from lightning_edge.loop.averages import names_one_of
 from lightning_edge.replicate import placeholder
 from lightning_edge.replicate.placeholder import fake_mode, is_fake
 from lightning_edge.replicate.state import (
@@ -36,10 +38,16 @@ _SAMPLED_BYTES = 256 << 20  # larger files are compared by samples
 
 
 def optimizer_state(
-    state: dict[str, Any], transport: Transport, mode: FakeTensorMode
+    state: dict[str, Any], transport: Transport, mode: FakeTensorMode | None
 ) -> dict[str, Any]:
-    """An optimizer's state as on one device, with placeholders for what others hold."""
-    return whole_optimizer_state(state, TensorExchange(transport), mode)
+    """An optimizer's state as on one device, with placeholders for what others hold.
+
+    Args:
+        state: Of this rank's optimizer.
+        transport: Connects the ranks.
+        mode: Of the run's placeholders; None after the run.
+    """
+    return whole_optimizer_state(state, TensorExchange(transport), mode or fake_mode())
 
 
 def held_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +58,8 @@ def held_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 
 def save(
     checkpoint: dict[str, Any],
-    stage: Stage,
+    transport: Transport,
+    stage: Stage | None,
     write: Callable[[dict[str, Any]], None] | None,
     where: str,
 ) -> None:
@@ -58,7 +67,8 @@ def save(
 
     Args:
         checkpoint: As dumped on this rank, with placeholders.
-        stage: This rank's.
+        transport: Connects the ranks.
+        stage: This rank's; None after a run.
         write: Writes the whole one, put together in memory first; None for an ordinary local file,
             which is filled tensor by tensor.
         where: The file.
@@ -66,12 +76,13 @@ def save(
     Raises:
         CheckpointError: On every rank when something is missing or rank 0 cannot write.
     """
-    transport = stage.transport
-    stage.synchronise()
-    elsewhere = stage.buffers_elsewhere()
+    elsewhere: frozenset[str] = frozenset()
+    if stage is not None:
+        stage.synchronise()
+        elsewhere = stage.buffers_elsewhere()
 
     def better_elsewhere(path: Path) -> bool:
-        return len(path) == 2 and path[0] == "state_dict" and path[1] in elsewhere
+        return names_one_of(path, elsewhere)
 
     exchange = TensorExchange(transport)
     if write is None:
@@ -121,6 +132,23 @@ def _on_rank_0(exchange: TensorExchange, act: Callable[[], Any], where: str) -> 
     if failure is not None:
         raise CheckpointError(f"rank 0 could not write {where}: {failure}") from error
     return result
+
+
+def share_path(trainer: pl.Trainer, transport: Transport) -> None:
+    """Let rank 0 say which checkpoint a run begins with, whatever the others find on their disks.
+
+    Args:
+        trainer: About to run.
+        transport: Connects the ranks.
+    """
+    connector = trainer._checkpoint_connector
+    start = type(connector).resume_start
+
+    def resume_start(checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        own = None if checkpoint_path is None else str(checkpoint_path)
+        start(connector, transport.broadcast(own), weights_only)
+
+    connector.resume_start = resume_start  # type: ignore[method-assign]
 
 
 def load(path: Any, transport: Transport, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

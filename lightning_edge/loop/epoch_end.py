@@ -15,7 +15,6 @@ for metrics and sums, and close to it for hand-made means, as in plain data para
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from torch import Tensor
 from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop.changes import Changes
 from lightning_edge.loop.records import Recorder
+from lightning_edge.loop.refusals import names_in
 from lightning_edge.loop.standin import StandIn
 
 __all__: list[str] = []
@@ -155,7 +155,7 @@ class EpochEndHooks:
             hook
             for hook in (*_HOOKS, *_HOOKS.values())
             if is_overridden(hook, self._module)
-            and "experiment" in _names(self._hidden.get(hook) or getattr(type(self._module), hook))
+            and "experiment" in names_in(self._hidden.get(hook) or _method(self._module, hook))
         ]
         if users:
             rank_zero_warn(
@@ -166,12 +166,5 @@ class EpochEndHooks:
             )
 
 
-def _names(function: Any) -> set[str]:
-    """All names a function uses, those of functions inside it included."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    names, todo = set[str](), [code] if code is not None else []
-    while todo:
-        code = todo.pop()
-        names.update(code.co_names)
-        todo += [const for const in code.co_consts if inspect.iscode(const)]
-    return names
+def _method(module: LightningModule, name: str) -> Any:
+    return getattr(type(module), name)

@@ -6,12 +6,13 @@ step, the logs that have to reach all ranks, and what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop.records import Recorder
@@ -40,6 +41,8 @@ class Run:
         stage: This device's part of the plan.
         recorder: Logs of the last stage, for all ranks.
         transfer: Knows the rows of the batch that is in the step.
+        weighted: The training step returns a loss weight.
+        heard: Steps whose outputs all devices need.
     """
 
     def __init__(
@@ -49,13 +52,14 @@ class Run:
         recorder: Recorder,
         transfer: BatchTransfer,
         weighted: bool,
+        heard: Collection[str] = (),
     ) -> None:
         self.module, self.stage = module, stage
         self.recorder, self.transfer = recorder, transfer
         self.measured = Measured()
         self.last = StepTimes()
         self.rows = 0
-        self._weighted = weighted
+        self._weighted, self._heard = weighted, heard
         self._number = 0
 
     def train(
@@ -67,14 +71,15 @@ class Run:
         fresh: bool,
         keep_earlier: bool,
         synchronise: bool,
-    ) -> Tensor:
+    ) -> Tensor | dict[str, Any]:
         """Forward and backward of one batch; gradients wait in the stage until they are published.
 
         Returns:
-            The loss of the whole batch, the same on every rank.
+            The loss of the whole batch, the same on every rank; with what else the step returned,
+            if someone wants to hear of it.
         """
         batch = self._batch(args[0], training=True)
-        loss = _Loss(batch.rows, accumulate, self._weighted)
+        loss = _Loss(batch.rows, accumulate, self._weighted, "training_step" in self._heard)
         shares: dict[int, Mapping[str, Any]] = {}
 
         def factor() -> float:
@@ -107,24 +112,40 @@ class Run:
         self.last = times
         total = sum(share["loss"] for share in shares.values())
         weight = sum(share["weight"] for share in shares.values())
-        return torch.tensor(total / weight, device=self.stage.device)
+        dtype = next((s["dtype"] for s in shares.values() if s["dtype"] is not None), None)
+        mean = torch.tensor(total / weight, device=self.stage.device, dtype=dtype)
+        extras = [piece for share in shares.values() for piece in share.get("extras", ())]
+        if not extras:
+            return mean
+        together = _together(extras)
+        if self._weighted:
+            together["loss_weight"] = weight
+        return {"loss": mean, **together}
 
     def evaluate(self, kind: str, args: tuple[Any, ...], context: Context) -> Any:
-        """Forward of one batch in validation or test; the step's output on the last stage."""
+        """Forward of one batch in validation or test.
+
+        Returns:
+            The step's output for the whole batch where someone wants to hear of it, else that for
+            the rows of this device, None if it is not on the last stage.
+        """
         batch = self._batch(args[0], training=False)
         outputs: list[tuple[int, int, Any]] = []
+        heard = kind in self._heard
         job = Job(
             kind,
             self._bound(kind, args[1:]),
             context,
             self.recorder.micro_batch,
             _keep_in(outputs),
-            lambda: self.recorder.send(),
+            lambda: self.recorder.send({"outputs": outputs} if heard else None),
         )
         with self.recorder.step(kind):
-            self._send_if_idle(batch, None)
+            self._send_if_idle(batch, {"outputs": []} if heard else None)
             self.stage.run(batch, job)
-            self.recorder.collect()
+            shares = self.recorder.collect()
+        if heard:
+            outputs = [piece for share in shares.values() for piece in share["outputs"]]
         return _together(outputs)
 
     def predict(self, args: tuple[Any, ...], context: Context) -> Any:
@@ -190,12 +211,18 @@ def _together(pieces: list[tuple[int, int, Any]]) -> Any:
 class _Loss:
     """Adds up a device's losses, and scales each so that gradients are plain sums."""
 
-    def __init__(self, rows: int, accumulate: int, weighted: bool) -> None:
+    def __init__(self, rows: int, accumulate: int, weighted: bool, heard: bool) -> None:
         self._rows, self._accumulate, self._weighted = rows, accumulate, weighted
+        self._heard = heard
         self._losses: list[tuple[Tensor, float]] = []
+        self._extras: list[tuple[int, int, dict[str, Any]]] = []
 
     def add(self, micro_batch: MicroBatch, output: Any) -> None:
         loss, weight = self._parts(output, micro_batch.rows)
+        if self._heard and isinstance(output, Mapping):
+            rest = {k: v for k, v in output.items() if k not in ("loss", "loss_weight")}
+            rest = tree_map_only(Tensor, Tensor.detach, rest)
+            self._extras.append((micro_batch.first_row, micro_batch.rows, rest))
         self._losses.append((loss.detach(), weight))
         micro_batch.loss = loss * (weight / self._rows / self._accumulate)
 
@@ -216,9 +243,12 @@ class _Loss:
             )
         return loss, float(rows if given is None else given)
 
-    def share(self) -> dict[str, float]:
-        """This device's part of the batch's loss."""
+    def share(self) -> dict[str, Any]:
+        """This device's part of the batch's loss, and what else the step returned."""
+        dtype = self._losses[0][0].dtype if self._losses else None
         return {
             "loss": sum(float(loss) * weight for loss, weight in self._losses),
             "weight": sum(weight for _, weight in self._losses),
+            "dtype": dtype,
+            "extras": self._extras,
         }

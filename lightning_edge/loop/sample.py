@@ -69,7 +69,9 @@ class FirstBatches:
             DataError: There is no batch.
         """
         hooked = isinstance(source, _DataLoaderSource)
+        before = Streams.capture()
         loaders = _request_dataloader(source) if hooked else source
+        after = Streams.capture()
         kept = len(self._kept)
         combined: Any = loaders
         if not isinstance(loaders, CombinedLoader):
@@ -81,8 +83,8 @@ class FirstBatches:
         if combined._mode == "sequential":
             flat, arrange = [_first_filled(flat)], itemgetter(0)
         parts = [(loader, self._first(loader)) for loader in flat]
-        if len(self._kept) > kept and hooked and source.is_module():
-            self._stash(source, loaders)
+        if hooked and source.is_module():
+            self._stash(source, loaders, before, after, begun=len(self._kept) > kept)
         return parts, arrange
 
     def _first(self, loader: Any) -> Any:
@@ -113,13 +115,25 @@ class FirstBatches:
         self._kept.append((loader, chain([batch], iterator)))
         return batch
 
-    def _stash(self, source: Any, loaders: Any) -> None:
-        """Give the loop these very loaders, since one that was begun cannot be made again."""
+    def _stash(
+        self, source: Any, loaders: Any, before: Streams, after: Streams, *, begun: bool
+    ) -> None:
+        """Give the loop these very loaders, as if the hook that made them was called there.
+
+        One that was begun cannot be made again; others are made again when someone has drawn random
+        numbers since, as the hook may draw too (random_split).
+        """
         instance, original = source.instance, type(source).dataloader
 
         def once() -> Any:
             source.__dict__.pop("dataloader", None)
-            return loaders if source.instance is instance else original(source)
+            if source.instance is not instance:
+                return original(source)
+            if Streams.capture() == before:
+                after.restore()
+            elif not begun:
+                return original(source)
+            return loaders
 
         source.dataloader = once
         self._stashed.append(source)

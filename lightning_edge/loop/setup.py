@@ -16,11 +16,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_edge.errors import SplitError, UnsupportedError
-from lightning_edge.loop import agreement, clip
+from lightning_edge.loop import agreement, averages, batch_weights, clip
 from lightning_edge.loop.epoch_end import EpochEndHooks
+from lightning_edge.loop.listeners import heard_steps
 from lightning_edge.loop.loader import Feed
 from lightning_edge.loop.options import Options
 from lightning_edge.loop.records import Recorder
+from lightning_edge.loop.refusals import refuse, warn_of_partial_norms
 from lightning_edge.loop.run import Run
 from lightning_edge.loop.transfer import BatchTransfer
 from lightning_edge.plan.groups import plan_from_groups
@@ -59,7 +61,8 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
     module, transport = strategy.lightning_module, strategy.transport
     assert module is not None
     assert trainer.state.fn is not None
-    _refuse(trainer, module)
+    refuse(trainer, module, transport.world_size)
+    warn_of_partial_norms(trainer, module)
     kind, loop = _STEPS[trainer.state.fn]
     feed = Feed(transport, options.data, row_dims=getattr(module, "edge_row_dims", None))
     source = getattr(trainer, loop)._data_source
@@ -99,23 +102,6 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
     strategy.building.placed()
     _ = trainer.log_dir  # asked while all ranks listen, so that it is known inside steps
     return RunParts(strategy, trainer, stage, feed, seed, probe.weighted)
-
-
-def _refuse(trainer: pl.Trainer, module: pl.LightningModule) -> None:
-    problems = []
-    if trainer.state.fn == TrainerFn.FITTING and not module.automatic_optimization:
-        problems.append(
-            "manual optimization: training_step calls backward itself, which a pipeline cannot "
-            "interleave. Remove self.automatic_optimization = False"
-        )
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None:
-        problems.append(
-            f"precision={trainer.precision!r} scales the loss, which only the last stage has; use "
-            f"'bf16-mixed' or '32-true'"
-        )
-    if problems:
-        raise UnsupportedError("edge_collab does not support " + "; nor ".join(problems))
 
 
 def _context(strategy: EdgeCollabStrategy, kind: str) -> Callable[[], Any]:
@@ -225,23 +211,29 @@ class RunParts:
         self.transfer = BatchTransfer(
             feed, trainer, strategy.root_device, seed=seed, aligned=self._aligned
         )
-        self._run = Run(module, stage, self.recorder, self.transfer, weighted)
+        heard = heard_steps(trainer, module)
+        self._run = Run(module, stage, self.recorder, self.transfer, weighted, heard)
+        self._copies = list(averages.copies(module, trainer.callbacks))  # type: ignore[attr-defined]
         self._undo: list[Callable[[], None]] = []
         self._own_zero_grad = is_overridden("optimizer_zero_grad", module)
 
     def install(self) -> None:
         """Hook into the module and the precision plugin; the last step of set-up."""
+        for copy in self._copies:
+            self.stage.place_copy(copy)
         self.recorder.open()
         self.epoch_end.install()
         self.transfer.install()
         undo = clip.install(self._strategy.precision_plugin, self._owned, self._sum)
         self._undo = [undo, self.transfer.remove, self.epoch_end.remove, self.recorder.close]
+        if self.stage.transport.world_size > 1:
+            self._undo.append(batch_weights.install(self._trainer, lambda: self.transfer.rows))
 
     def wrap(self, loader: Any) -> Any:
         """A loader that gives this device its rows."""
         return self._feed.wrap(loader, self._rows_for, what=self._what())
 
-    def train(self, args: tuple[Any, ...], synchronise: bool) -> Tensor:
+    def train(self, args: tuple[Any, ...], synchronise: bool) -> Any:
         """One training batch."""
         accumulate = self._trainer.accumulate_grad_batches
         fresh = self._trainer.fit_loop.batch_idx % accumulate == 0
@@ -315,7 +307,8 @@ class RunParts:
         self.stage.close()
         self._feed.close()
         if hand_back:
-            self.stage.make_whole()
+            for module in (self.module, *self._copies):
+                self.stage.make_whole(module)
 
     def _rows_for(self, rank: int, rows: int) -> list[tuple[int, int]]:
         return self.stage.intervals(rank, rows, self._trainer.training)

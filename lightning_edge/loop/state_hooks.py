@@ -13,7 +13,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import ParallelStrategy
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -21,6 +22,7 @@ from typing_extensions import override
 from lightning_edge.loop import checkpoint as checkpoints
 from lightning_edge.loop.building import Building
 from lightning_edge.loop.connection import Connection
+from lightning_edge.loop.files import WholeFileIO
 
 if TYPE_CHECKING:
     from lightning_edge.loop.setup import RunParts
@@ -41,6 +43,18 @@ class StateHooks(ParallelStrategy):
         """The connection between the devices."""
         assert self._connection is not None, "devices are connected in Trainer.fit and the like"
         return self._connection.transport
+
+    @property
+    @override
+    def checkpoint_io(self) -> CheckpointIO:
+        found = self._checkpoint_io
+        if isinstance(found, _WrappingCheckpointIO) and found.checkpoint_io is None:
+            found.checkpoint_io = WholeFileIO()
+        return found if found is not None else super().checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        self._checkpoint_io = io
 
     @contextmanager
     @override
@@ -81,22 +95,28 @@ class StateHooks(ParallelStrategy):
 
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        assert self._parts is not None
-        return checkpoints.optimizer_state(
-            super().optimizer_state(optimizer), self.transport, self._parts.stage.mode
-        )
+        state = super().optimizer_state(optimizer)
+        if self._connection is None:
+            return state
+        mode = self._parts.stage.mode if self._parts is not None else None
+        return checkpoints.optimizer_state(state, self.transport, mode)
 
     @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
-        assert self._parts is not None
         streamed = storage_options is None and self._ordinary(filepath)
 
         def write(whole: dict[str, Any]) -> None:
             self.checkpoint_io.save_checkpoint(whole, filepath, storage_options=storage_options)
 
-        checkpoints.save(checkpoint, self._parts.stage, None if streamed else write, str(filepath))
+        if self._connection is None:  # the devices have parted after the run
+            if self.is_global_zero:
+                write(checkpoint)
+            return
+        stage = self._parts.stage if self._parts is not None else None
+        how = None if streamed else write
+        checkpoints.save(checkpoint, self.transport, stage, how, str(filepath))
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class Deferred(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.mode: FakeTensorMode = fake_mode()
+        self.mode: FakeTensorMode = fake_mode(lenient=True)
         self._tape: list[_Step] = []
         self._storages: dict[int, Any] = {}  # keeps their numbers from being reused
         self._absent: dict[int, str] = {}

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from lightning_edge.replicate.mode import PlaceholderMode
+
 __all__: list[str] = []
 
 # every device can afford smaller tensors: they are real wherever code may ask for their values
 SMALL_ENTRIES = 1 << 14
 
 
-def fake_mode() -> FakeTensorMode:
-    """Make the mode that all placeholders of a module belong to; real tensors may mix in."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+def fake_mode(lenient: bool = False) -> PlaceholderMode:
+    """Make the mode that all placeholders of a module belong to; see `PlaceholderMode`."""
+    return PlaceholderMode(lenient)
 
 
 def is_fake(value: object) -> bool:

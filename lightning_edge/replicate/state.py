@@ -11,6 +11,7 @@ The same walk serves weights, buffers, optimizer state and averaged copies made 
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -180,7 +181,7 @@ def tensor_paths(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor in nested dicts, lists and tuples, with its place."""
     if isinstance(tree, Tensor):
         yield path, tree
-    elif isinstance(tree, Mapping):
+    elif isinstance(tree, dict):  # not any Mapping: asking an OmegaConf one for a value resolves it
         for key, value in tree.items():
             yield from tensor_paths(value, (*path, key))
     elif isinstance(tree, (list, tuple)):
@@ -251,26 +252,26 @@ def arriving(
 
 
 def filled(tree: Any, found: Mapping[Path, Tensor]) -> Any:
-    """The tree with other tensors at some paths."""
+    """The tree with other tensors at some paths; parts without any are the very same objects."""
     return _filled(tree, found, ())
 
 
 def _filled(tree: Any, found: Mapping[Path, Tensor], path: Path) -> Any:
     if isinstance(tree, Tensor):
         return found.get(path, tree)
-    if isinstance(tree, Mapping):
-        items = {key: _filled(value, found, (*path, key)) for key, value in tree.items()}
-        if type(tree) is dict:
-            return items
-        copied = tree.copy() if hasattr(tree, "copy") else dict(tree)  # OrderedDict, defaultdict
-        copied.update(items)
-        return copied
-    if isinstance(tree, (list, tuple)):
-        parts = [_filled(value, found, (*path, i)) for i, value in enumerate(tree)]
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*parts)
-        return type(tree)(parts)
-    return tree
+    if not isinstance(tree, (dict, list, tuple)):
+        return tree
+    pairs = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree))
+    parts = [(key, _filled(value, found, (*path, key))) for key, value in pairs]
+    if all(new is old for (_, new), (_, old) in zip(parts, pairs, strict=True)):
+        return tree
+    if isinstance(tree, dict):
+        changed = copy.copy(tree)  # with what an OrderedDict of a module knows besides its items
+        changed.update(parts)
+        return changed
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(part for _, part in parts))
+    return type(tree)(part for _, part in parts)
 
 
 def whole_optimizer_state(

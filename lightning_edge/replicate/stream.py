@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_edge.replicate.disk import part_of, publish
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.state import Path, filled, tensor_paths
 
@@ -35,9 +35,8 @@ class StreamedFile:
     """
 
     def __init__(self, tree: Any, path: FilePath) -> None:
-        self._path, self._part = path, path.with_name(f"{path.name}.part")
+        self._path, self._part = path, part_of(path)
         self._own = dict(tensor_paths(tree))
-        path.parent.mkdir(parents=True, exist_ok=True)
         with torch.serialization.skip_data(materialize_fake_tensors=True):
             torch.save(_on_cpu(tree, self._own), self._part)
 
@@ -51,7 +50,7 @@ class StreamedFile:
             for path, tensor in arriving:
                 places[path].copy_(tensor)
             del places, tree
-        os.replace(self._part, self._path)
+        publish(self._part, self._path)
 
     def give_up(self) -> None:
         """Remove what is there of the file."""

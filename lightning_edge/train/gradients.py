@@ -102,6 +102,11 @@ class Gradients:
         self._earlier: dict[int, Tensor] = {}
         self._parked: dict[int, Tensor] = {}
 
+    def still_trains(self, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether it is still these parameters of a device whose gradients are wanted."""
+        trained = {id(p) for p in parameters.values() if p.requires_grad}
+        return trained == {id(p) for p in self._parameters}
+
     def start(self, fresh: bool, keep_earlier: bool) -> None:
         """Get ready for the backwards of one batch.
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lightning_edge.errors import SplitError, UnsupportedError
+from lightning_edge.replicate.mode import PlaceholderMode
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Leaf
 from lightning_edge.replicate.randomness import mix, seed_all
@@ -107,7 +107,7 @@ class Replay:
     """
 
     def __init__(
-        self, module: nn.Module, mode: FakeTensorMode | None, entry: str | None, exit: str | None
+        self, module: nn.Module, mode: PlaceholderMode | None, entry: str | None, exit: str | None
     ) -> None:
         self.module, self.entry, self.exit = module, entry, exit
         self._mode = mode
@@ -199,6 +199,8 @@ class Replay:
         self, micro_batch: MicroBatch, found: dict[str, list[Tensor]] | None
     ) -> Iterator[None]:
         self.active = micro_batch
+        if self._mode is not None:
+            self._mode.lenient = True
         try:
             with ExitStack() as stack:
                 if self._phase.substitutes or self._phase.sites:
@@ -207,6 +209,8 @@ class Replay:
         finally:
             self.active = None
             self._allow_mixing(True)
+            if self._mode is not None:
+                self._mode.lenient = False
 
     def _allow_mixing(self, allowed: bool) -> None:
         if self._mode is not None:

@@ -150,13 +150,22 @@ class Stage:
     def prepare_training(self) -> None:
         """Make the buckets that gradients are summed in; parameters do not move from here on."""
         order = {name: min(used) for name, used in self._probe.touches.items()}
-        held = {
+        by_use = dict(sorted(self._held().items(), key=lambda item: order.get(item[0], len(order))))
+        self.gradients = Gradients(by_use, self.holders, self.transport.all_reduce)
+
+    def _follow_thaw(self) -> None:
+        """Make the buckets anew when layers were frozen or thawed, which all devices do alike."""
+        assert self.gradients is not None
+        if not self.gradients.still_trains(self._held()):
+            self.gradients.close()
+            self.prepare_training()
+
+    def _held(self) -> dict[str, nn.Parameter]:
+        return {
             name: parameter
             for name, parameter in self.module.named_parameters()
             if self.transport.rank in self.holders[name]
         }
-        by_use = dict(sorted(held.items(), key=lambda item: order.get(item[0], len(order))))
-        self.gradients = Gradients(by_use, self.holders, self.transport.all_reduce)
 
     def layout(self, rows: int, training: bool) -> Layout:
         """Which rows of a batch of `rows` are whose; evaluation has micro-batches of its own."""
@@ -192,6 +201,7 @@ class Stage:
             self._prefix.know(probe)
             self.replay.start(phase, self._call(job), mine, *self._batch)
         if job.training:
+            self._follow_thaw()
             assert self.gradients is not None
             self.gradients.start(job.fresh, job.keep_earlier)
         program = _Program(self, job, len(mine))
@@ -324,24 +334,26 @@ class Stage:
             if part is not None:
                 part.close()
 
-    def make_whole(self) -> None:
-        """Give every rank the whole module back, with the trained values, if it ever had it."""
+    def place_copy(self, module: nn.Module) -> None:
+        """Leave in a copy of the module what this rank holds; collective."""
+        exchange = TensorExchange(self.transport)
+        place(module, self.holders, exchange, self._mode, self.device, Origin())
+
+    def make_whole(self, module: nn.Module | None = None) -> None:
+        """Give every rank the whole module back, or a copy of it, if it ever had it."""
+        module = module or self.module
         if self.in_parts:
-            leave_spread(self.module, self.holders)
+            leave_spread(module, self.holders)
             return
-        sites = {
-            name: parameter
-            for name, parameter in self.module.named_parameters()
-            if is_fake(parameter)
-        }
+        sites = {n: parameter for n, parameter in module.named_parameters() if is_fake(parameter)}
 
         def real(name: str) -> None:
             fake = sites.get(name)  # a buffer is real everywhere
             if fake is not None:
                 new = materialize(fake, self.device)
-                swap_parameters(self.module, lambda _, p: new if p is fake else None)
+                swap_parameters(module, lambda _, p: new if p is fake else None)
 
-        whole_again(self.module, self.holders, TensorExchange(self.transport), real)
+        whole_again(module, self.holders, TensorExchange(self.transport), real)
 
     @property
     def mode(self) -> FakeTensorMode:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_edge.errors import DataError
 from lightning_edge.loop.loader import Feed
 from lightning_edge.loop.transfer import BatchTransfer
 from lightning_edge.replicate.randomness import kept
@@ -222,3 +223,56 @@ def trainer(strategy: Any = "auto", **options: Any) -> L.Trainer:
 
 def loader(data: Any, **options: Any) -> DataLoader:
     return DataLoader(data, **{"batch_size": 4, **options})
+
+
+# rounds over a loader
+
+UNEVEN = (0.7, 0.0, 0.3)  # rank 1 has no rows
+
+
+def seed() -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+
+
+def between() -> None:
+    """What other code draws between two batches: on the owner this must come at the same place."""
+    torch.rand(2)
+    np.random.rand()
+    random.random()
+
+
+def step() -> None:
+    with kept(5):
+        torch.rand(100)
+
+
+def rounds(loader_: Any, epochs: int, draw_between: bool = False) -> list[Any]:
+    seen = []
+    for _ in range(epochs):
+        iterator = loader_.begin_round() if hasattr(loader_, "begin_round") else iter(loader_)
+        for batch in iterator:
+            step()
+            if draw_between:
+                between()
+            seen.append(record(batch))
+    return seen
+
+
+def ids() -> Ids:
+    return Ids(11)
+
+
+def noisy() -> Ids:
+    return Ids(11, noise="torch numpy python")
+
+
+def until_error(batches: Any) -> tuple[int, DataError]:
+    got = 0
+    try:
+        for _ in batches:
+            got += 1
+    except DataError as error:
+        return got, error
+    raise AssertionError("there was no error")

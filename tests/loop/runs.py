@@ -68,7 +68,7 @@ def trainer(strategy: Any, **options: Any) -> L.Trainer:
 
 def fit(module: L.LightningModule, strategy: Any = "auto", **options: Any) -> L.Trainer:
     run = trainer(strategy, **options)
-    run.fit(module, DataLoader(data(), BATCH), DataLoader(data(), BATCH))
+    run.fit(module, DataLoader(data(), batch_size=BATCH), DataLoader(data(), batch_size=BATCH))
     return run
 
 

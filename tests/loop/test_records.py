@@ -208,7 +208,7 @@ def predict(logs):
     def main(rank, transport):
         strategy = SlicingStrategy(rank, transport, LAYOUTS["pipeline"][3], 3, (1,))
         run = trainer(strategy)
-        run.predict(Predicts(rank == 1, logs), DataLoader(data(), 8))
+        run.predict(Predicts(rank == 1, logs), DataLoader(data(), batch_size=8))
         return run.lightning_module
 
     return run_ranks(2, main)
