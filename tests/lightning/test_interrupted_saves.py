@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def killed_rank(rank: int, world_size: int, folder: str, delay_s: float) -> str:
     run = Run(TWO, Path(folder), rank)
     keep = ModelCheckpoint(folder, every_n_train_steps=1, **KEPT)
     callbacks = [Killed(delay_s), keep] if rank == 0 else [keep]
-    trainer = run.trainer(callbacks=callbacks, enable_checkpointing=True, max_epochs=400)
+    options = {"enable_checkpointing": True, "max_epochs": 400}
+    # a large message to a dead device is given up after this only
+    patience = {"timeout": timedelta(seconds=10)}
+    trainer = run.trainer(callbacks=callbacks, edge=patience, **options)
     try:
         trainer.fit(Large(), train_loader())
     except EdgeError as error:
