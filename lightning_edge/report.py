@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lightning_edge.comparison import Line, compare, plain, shown
 from lightning_edge.train.executor import StepTimes
 from lightning_edge.train.job import Batch
 
@@ -60,6 +61,9 @@ class DeviceReport:
         sent_bytes: Of messages, by receiving rank.
         reduced_bytes: Of gradients that were summed with other holders.
         peak_memory_bytes: Of its process.
+        step_s: Median seconds from one training step to the next; None if there were too few.
+        training_bytes: The most memory that training itself took; None if unknown.
+        energy_j: Joules of training by an `EnergyLogger`; None without.
     """
 
     rank: int
@@ -72,24 +76,71 @@ class DeviceReport:
     sent_bytes: Mapping[int, int] = field(default_factory=dict)
     reduced_bytes: int = 0
     peak_memory_bytes: int = 0
+    step_s: float | None = None
+    training_bytes: int | None = None
+    energy_j: float | None = None
+
+    def per_step(self) -> dict[str, Any]:
+        """What it did in a mean step, in the terms of a prediction."""
+        n = max(self.measured.batches, 1)
+        # Between two steps of the executor lie the optimizer and the loop: computing, too.
+        between_s = max((self.step_s or 0.0) - self.measured.total_s / n, 0.0)
+        sent = sum(self.sent_bytes.values()) + self.reduced_bytes
+        return {
+            "rank": self.rank,
+            "name": self.name,
+            "compute_s": self.measured.compute_s / n + between_s,
+            "communication_s": self.measured.communication_s / n,
+            "waiting_s": self.measured.wait_s / n,
+            "sent_bytes": sent / n,
+            "peak_bytes": self.training_bytes,
+            "energy_j": None if self.energy_j is None else self.energy_j / n,
+        }
 
 
 @dataclass(frozen=True)
 class Report:
-    """All devices' parts, in the order of ranks."""
+    """What was decided, predicted and measured.
+
+    Attributes:
+        devices: All devices' parts, in the order of ranks.
+        predicted: The prediction of a step as a mapping; None if nothing was profiled.
+    """
 
     devices: Sequence[DeviceReport]
+    predicted: Mapping[str, Any] | None = None
+
+    @property
+    def step_s(self) -> float | None:
+        """Median seconds of a training step, of the device that waits least for the others."""
+        found = [device.step_s for device in self.devices if device.step_s is not None]
+        return max(found) if found else None
+
+    def compared(self) -> list[Line]:
+        """A step predicted and measured, number by number; empty without a prediction."""
+        if self.predicted is None:
+            return []
+        working = [device.per_step() for device in self.devices if device.stage is not None]
+        return compare(self.predicted, self.step_s, working)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        return {"devices": [asdict(device) for device in self.devices]}
+        return {
+            "step_s": self.step_s,
+            "devices": [asdict(device) for device in self.devices],
+            "predicted": None if self.predicted is None else dict(self.predicted),
+            "compared": plain(self.compared()),
+        }
 
     @staticmethod
-    def from_parts(parts: Sequence[Mapping[str, Any]]) -> Report:
-        """The inverse of `to_dict` for a list of devices."""
-        return Report(
-            [DeviceReport(**{**part, "measured": Measured(**part["measured"])}) for part in parts]
-        )
+    def from_parts(
+        parts: Sequence[Mapping[str, Any]], predicted: Mapping[str, Any] | None = None
+    ) -> Report:
+        """Put the devices' parts, as `to_dict` gives them, into one report."""
+        devices = [
+            DeviceReport(**{**part, "measured": Measured(**part["measured"])}) for part in parts
+        ]
+        return Report(devices, predicted)
 
     def __str__(self) -> str:
         table = Table(title="What each device did", title_justify="left")
@@ -124,4 +175,5 @@ class Report:
             )
         out = StringIO()
         Console(file=out, width=120).print(table)
-        return out.getvalue()
+        lines = self.compared()
+        return out.getvalue() + (f"\n{shown(lines)}" if lines else "")

@@ -38,9 +38,11 @@ from lightning_edge.loop.environment import EdgeEnvironment, root_device, set_ra
 from lightning_edge.loop.inside import InsideStep
 from lightning_edge.loop.launcher import make_launcher
 from lightning_edge.loop.options import Options
+from lightning_edge.loop.planning import Decision
 from lightning_edge.loop.setup import RunParts, set_up
 from lightning_edge.loop.state_hooks import StateHooks
 from lightning_edge.plan.plan import Plan
+from lightning_edge.plan.profile import Profile
 from lightning_edge.report import Report
 
 if TYPE_CHECKING:
@@ -57,13 +59,13 @@ class EdgeCollabStrategy(StateHooks):
         groups: Device groups in order, name to `{"devices": [ranks or names], "parallelism": ...}`;
             only with `plan="auto"`.
         across: How groups combine: "pipeline", "data" or "auto".
-        objective: What "auto" optimises; this version balances by parameters.
+        objective: "time", "energy", "edp", or a mapping (see `plan.objective`).
         micro_batches: Pieces a batch is cut into, or "auto"; only with `plan="auto"`.
         split_points: Modules at which stages begin, or "auto"; only with `plan="auto"`.
-        profile: Reserved for measured profiles.
+        profile: "auto" (stored, else measured), "measure", a `Profile`, a mapping, or a path.
         data: Who loads: "owner" (rank 0), `{"owner": rank}`, or "every" device its own copy.
         eval_micro_batches: Pieces of a batch in validation, test and prediction.
-        replan: Reserved.
+        replan: At an epoch's end tell of a plan better by this margin: 0.1, or False for never.
         wire_dtype: Floating tensors are cast to it between stages, for instance `torch.bfloat16`.
         power_modes: "keep" the devices' power modes as they are.
         timeout: Longest wait for another device.
@@ -86,7 +88,7 @@ class EdgeCollabStrategy(StateHooks):
         profile: Any = "auto",
         data: str | Mapping[str, int] = "owner",
         eval_micro_batches: int = 1,
-        replan: None = None,
+        replan: float | None = None,
         wire_dtype: torch.dtype | str | None = None,
         power_modes: Literal["keep"] = "keep",
         timeout: timedelta = timedelta(seconds=60),
@@ -125,11 +127,17 @@ class EdgeCollabStrategy(StateHooks):
         self._failed = False
         self._blocked = False
         self._report: Report | None = None
+        self.decision: Decision | None = None
 
     @property
     def plan(self) -> Plan | None:
         """The plan in use, with ranks and numbers; None before set-up."""
         return self._parts.stage.plan if self._parts is not None else None
+
+    @property
+    def profile(self) -> Profile | None:
+        """What the plan was made from; None if nothing was measured or given."""
+        return self.decision.profile if self.decision is not None else None
 
     @property
     def device_names(self) -> tuple[str, ...]:

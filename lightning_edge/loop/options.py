@@ -11,17 +11,24 @@ from typing import Any
 import torch
 
 from lightning_edge.errors import PlanError
+from lightning_edge.plan.objective import Objective
 from lightning_edge.plan.plan import Plan
+from lightning_edge.plan.profile import Profile
 
 __all__: list[str] = []
 
 _WIRE = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16}
-_OBJECTIVES = ("time", "energy", "edp")
+DEFAULT_MARGIN = 0.1
+"""How much better another plan must be to be told of at an epoch's end."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The strategy's arguments; see `EdgeCollabStrategy`. `plan` is None for "auto"."""
+    """The strategy's arguments; see `EdgeCollabStrategy`.
+
+    `plan` is None for "auto"; `profile` is "auto", "measure" or the profile itself; `replan` is a
+    margin, 0 for never.
+    """
 
     plan: Plan | None
     groups: Mapping[str, Mapping[str, Any]] | None
@@ -29,6 +36,8 @@ class Options:
     objective: str | Mapping[str, Any]
     micro_batches: Any
     split_points: Any
+    profile: str | Profile
+    replan: float
     data: Any
     eval_micro_batches: int
     wire_dtype: torch.dtype | None
@@ -70,11 +79,16 @@ class Options:
                 for name, is_set in given.items()
                 if is_set
             ]
-        if isinstance(objective, str) and objective not in _OBJECTIVES:
-            problems.append(f"objective={objective!r} is not one of {', '.join(_OBJECTIVES)}")
-        if profile != "auto":
+        try:
+            Objective.parse(objective)
+        except PlanError as error:
+            problems += error.problems
+        if isinstance(profile, str) and profile in ("auto", "measure"):
+            pass
+        elif not isinstance(profile, (Profile, Mapping, str, os.PathLike)):
             problems.append(
-                f"profile={profile!r}: measured profiles are not read yet; leave 'auto'"
+                f"profile={profile!r} is not 'auto', 'measure', a Profile, a mapping, or the path "
+                f"of a YAML or JSON profile"
             )
         if not isinstance(data, str | Mapping) or (
             isinstance(data, str) and data not in ("owner", "every")
@@ -82,8 +96,14 @@ class Options:
             problems.append(f'data={data!r} is not "owner", {{"owner": rank}} or "every"')
         if not isinstance(eval_micro_batches, int) or eval_micro_batches < 1:
             problems.append(f"eval_micro_batches={eval_micro_batches!r} is not a number from 1 up")
-        if replan is not None:
-            problems.append("replan= is not supported yet; leave None")
+        margin = DEFAULT_MARGIN if replan is None else replan
+        if isinstance(margin, bool) and margin:
+            problems.append("replan=True: plans do not change while training yet; give a margin")
+        elif not isinstance(margin, (int, float)) or not 0 <= margin < 1:
+            problems.append(
+                f"replan={replan!r} is not None, False, or how much better another plan must be to "
+                f"be told of, such as 0.1 for 10 %"
+            )
         if power_modes != "keep":
             problems.append(f'power_modes={power_modes!r}: only "keep" is supported yet')
         if isinstance(wire_dtype, str):
@@ -101,11 +121,19 @@ class Options:
             objective=objective,
             micro_batches=micro_batches,
             split_points=split_points,
+            profile=_profile(profile),
+            replan=float(margin),
             data=data,
             eval_micro_batches=eval_micro_batches,
             wire_dtype=wire_dtype,
             timeout=timeout,
         )
+
+
+def _profile(given: Any) -> str | Profile:
+    if isinstance(given, Profile) or given in ("auto", "measure"):
+        return given  # type: ignore[no-any-return]
+    return Profile.from_mapping(given) if isinstance(given, Mapping) else Profile.from_yaml(given)
 
 
 def _plan(given: Any) -> Plan | None:

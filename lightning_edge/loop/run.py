@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_edge.errors import UnsupportedError
+from lightning_edge.loop.pace import Pace
 from lightning_edge.loop.records import Recorder
 from lightning_edge.loop.transfer import BatchTransfer
 from lightning_edge.report import Measured
@@ -57,6 +58,7 @@ class Run:
         self.module, self.stage = module, stage
         self.recorder, self.transfer = recorder, transfer
         self.measured = Measured()
+        self.pace = Pace()
         self.last = StepTimes()
         self.rows = 0
         self._weighted, self._heard = weighted, heard
@@ -78,6 +80,7 @@ class Run:
             The loss of the whole batch, the same on every rank; with what else the step returned,
             if someone wants to hear of it.
         """
+        self.pace.begin()
         batch = self._batch(args[0], training=True)
         loss = _Loss(batch.rows, accumulate, self._weighted, "training_step" in self._heard)
         shares: dict[int, Mapping[str, Any]] = {}
@@ -129,6 +132,7 @@ class Run:
             The step's output for the whole batch where someone wants to hear of it, else that for
             the rows of this device, None if it is not on the last stage.
         """
+        self.pace.interrupt()
         batch = self._batch(args[0], training=False)
         outputs: list[tuple[int, int, Any]] = []
         heard = kind in self._heard
@@ -150,6 +154,7 @@ class Run:
 
     def predict(self, args: tuple[Any, ...], context: Context) -> Any:
         """Forward of one batch in prediction; the whole batch's output on every rank."""
+        self.pace.interrupt()
         batch = self._batch(args[0], training=False)
         outputs: list[tuple[int, int, Any]] = []
         job = Job(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +14,22 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lightning_edge.errors import SplitError, UnsupportedError
+from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop import agreement, averages, batch_weights, clip
+from lightning_edge.loop.announce import announce
 from lightning_edge.loop.epoch_end import EpochEndHooks
 from lightning_edge.loop.listeners import heard_steps
 from lightning_edge.loop.loader import Feed
+from lightning_edge.loop.memory import TrainingMemory
 from lightning_edge.loop.options import Options
+from lightning_edge.loop.planning import Case, decide
 from lightning_edge.loop.records import Recorder
 from lightning_edge.loop.refusals import refuse, warn_of_partial_norms
 from lightning_edge.loop.run import Run
 from lightning_edge.loop.transfer import BatchTransfer
-from lightning_edge.plan.groups import plan_from_groups
-from lightning_edge.plan.plan import Plan
-from lightning_edge.plan.table import table
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
-from lightning_edge.replicate.split import cuts, parameters_in_front
 from lightning_edge.report import DeviceReport, Report, peak_memory_bytes
 from lightning_edge.train.microbatch import RowsTree, cut, whole_rows
 from lightning_edge.train.phases import probe_batch, trailing_arguments
@@ -73,7 +71,26 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
         sample = module._apply_batch_transfer_handler(sample, device=strategy.root_device)
     context = _context(strategy, kind)
     probe = _probe(module, kind, sample, rows, context)
-    plan, reasons = _plan(options, probe, module, strategy.device_names)
+    step = getattr(module, kind)
+    arguments = _arguments(step)
+    decision = decide(
+        Case(
+            trainer,
+            transport,
+            strategy.device_names,
+            options,
+            probe,
+            lambda batch: step(batch, *arguments),
+            sample,
+            rows,
+            strategy.root_device,
+            context,
+            None if options.data == "every" else feed.owner,
+            trainer.state.fn == TrainerFn.FITTING,
+            strategy.decision,
+        )
+    )
+    strategy.decision, plan = decision, decision.plan
     agreement.agree(
         transport,
         {
@@ -84,9 +101,7 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
         },
         strategy.device_names,
     )
-    for reason in reasons:
-        rank_zero_info(f"edge_collab: {reason}")
-    rank_zero_info(table(plan, strategy.device_names))
+    rank_zero_info(decision.text)
     seed = transport.broadcast(torch.initial_seed() % (1 << 31))
     stage = Stage(
         module,
@@ -155,34 +170,6 @@ def _arguments(step: Callable[..., Any]) -> tuple[int, ...]:
     return trailing_arguments(step)
 
 
-def _plan(
-    options: Options, probe: Probe, module: pl.LightningModule, names: Sequence[str]
-) -> tuple[Plan, tuple[str, ...]]:
-    legal = cuts(probe, module)
-    if options.plan is not None:
-        plan = options.plan
-        reasons: tuple[str, ...] = ()
-    else:
-        blocks = cuts(probe, module, blocks_only=True)
-        points = blocks if options.split_points == "auto" else legal
-        plan, reasons = plan_from_groups(
-            options.groups,
-            options.across,
-            names,
-            [c.name for c in points],
-            [parameters_in_front(probe, module, points), *(c.parameters for c in points)],
-            options.micro_batches,
-            options.split_points,
-        )
-    starts = [stage.start for stage in plan.stages if stage.start is not None]
-    if probe.failure is not None and not {c.name for c in legal}.issuperset(starts):
-        raise SplitError(
-            f"the step did not get as far as {starts[-1]!r} on a trial without data, so it "
-            f"cannot be cut there: {probe.failure}"
-        )
-    return plan.resolve(names, [c.name for c in legal]), reasons
-
-
 class RunParts:
     """Everything of one run, put together; see the modules of `loop/` for each part."""
 
@@ -222,6 +209,8 @@ class RunParts:
         for copy in self._copies:
             self.stage.place_copy(copy)
         self.recorder.open()
+        self.stage.transport.reset_counters()  # set-up has talked as well
+        self._memory = TrainingMemory(self.module.parameters(), self._strategy.root_device)
         self.epoch_end.install()
         self.transfer.install()
         undo = clip.install(self._strategy.precision_plugin, self._owned, self._sum)
@@ -256,10 +245,7 @@ class RunParts:
 
     def announce_step(self) -> None:
         """Tell a testbed, if one is watching, that an optimizer step is done."""
-        file = os.environ.get("LIGHTNING_EDGE_STEP_FILE")
-        if file:
-            with open(file, "a", encoding="utf-8") as steps:
-                steps.write(f"{self._trainer.global_step} {time.monotonic()}\n")
+        announce(f"{self._trainer.global_step} {time.monotonic()}")
 
     @property
     def batch_rows(self) -> int:
@@ -294,10 +280,22 @@ class RunParts:
             sent_bytes={peer: c.bytes_sent for peer, c in transport.counters.peers.items()},
             reduced_bytes=transport.counters.reduced_bytes,
             peak_memory_bytes=peak_memory_bytes(),
+            step_s=self._run.pace.median_s,
+            training_bytes=self._memory.peak_bytes(),
+            energy_j=self._energy_j(),
         )
         parts = Report([own]).to_dict()["devices"]
         gathered = transport.all_gather(parts[0]) if transport.world_size > 1 else parts
-        return Report.from_parts(gathered)
+        decision = self._strategy.decision
+        prediction = decision.prediction if decision is not None else None
+        return Report.from_parts(gathered, None if prediction is None else prediction.to_dict())
+
+    def _energy_j(self) -> float | None:
+        """Joules of training on this device, if an `EnergyLogger` has counted them."""
+        callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
+        asked = [c.owned_energy_j for c in callbacks if hasattr(c, "owned_energy_j")]
+        joules: float | None = asked[0]() if asked else None
+        return joules
 
     def close(self, hand_back: bool) -> None:
         """Undo everything; give every rank the whole module when nothing failed."""

@@ -10,7 +10,7 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,15 +32,12 @@ class OptimizerCost:
     Attributes:
         seconds_per_byte: Of gradients.
         state_ratio: Bytes of state per byte of gradients.
-        why_not: Why nothing could be measured and Adam's state was assumed; "" if it was.
+        why_not: Why nothing could be measured and AdamW was tried instead; "" if it was.
     """
 
     seconds_per_byte: float
     state_ratio: float
     why_not: str = ""
-
-
-ADAM = 2.0
 
 
 def measure_optimizer(
@@ -53,17 +50,18 @@ def measure_optimizer(
         module: Whose parameters it is for.
         device: Where they are.
     """
+    why_not = ""
     try:
-        optimizers = list(_optimizers(configure()))
-    except Exception as error:  # it may want a trainer that is further along
-        return OptimizerCost(0.0, ADAM, f"{type(error).__name__}: {error}")
-    if not optimizers:
+        found = list(_optimizers(configure()))
+        if found:
+            return _try(found[0], device)
         return OptimizerCost(0.0, 0.0, "there is no optimizer")
-    try:
-        return _try(optimizers[0], device)
-    except Exception as error:  # a step that wants a closure, or state of its own
-        kind = type(optimizers[0]).__name__
-        return OptimizerCost(0.0, ADAM, f"{kind} cannot be tried: {type(error).__name__}: {error}")
+    except Exception as error:  # it wants a trainer, a closure, or state of its own
+        why_not = f"{type(error).__name__}: {error}"
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        return OptimizerCost(0.0, 0.0, "no parameter needs a gradient")
+    return replace(_try(torch.optim.AdamW(trained), device), why_not=why_not)
 
 
 def _optimizers(made: Any) -> Iterator[torch.optim.Optimizer]:
@@ -82,7 +80,7 @@ def _try(optimizer: torch.optim.Optimizer, device: torch.device) -> OptimizerCos
     sample.state = defaultdict(dict)
     sample.param_groups, parameters = _copies(optimizer.param_groups, device)
     if not parameters:
-        return OptimizerCost(0.0, ADAM, "it has no parameters that need a gradient")
+        return OptimizerCost(0.0, 0.0, "it has no parameters that need a gradient")
     size = sum(p.numel() * p.element_size() for p in parameters)
     clock = clock_for(device)
     sample.step()  # makes the state
