@@ -46,6 +46,7 @@ demo: env
 
 bench: env
 	$(BIN)/python -m benchmarks.executor
+	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.capacity
 

@@ -63,7 +63,7 @@ class Judge:
         self.instructions = 0
         self._known: dict[Assignment, Verdict] = {}
         self._seconds: dict[tuple[object, ...], tuple[float, float, float]] = {}
-        self._powered = all(
+        self.powered = all(
             mode.has_power for rank in rules.ranks for mode in self.costs.devices[rank].modes
         )
 
@@ -71,7 +71,7 @@ class Judge:
     def wants_joules(self) -> bool:
         """Whether the fewest joules may be better than the shortest step."""
         limited = bool(self.rules.caps_w or self.rules.budgets_j)
-        return self._powered and (self.objective.minimize != "time" or limited)
+        return self.powered and (self.objective.minimize != "time" or limited)
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -103,7 +103,7 @@ class Judge:
         self.instructions += sum(len(line) for line in outcome.work.lists)
         energy = None
         if self.objective.minimize == "time" and not self.rules.caps_w and not self.rules.budgets_j:
-            energy = self.bound(assignment, outcome.step_s)[1] if self._powered else None
+            energy = self.bound(assignment, outcome.step_s)[1] if self.powered else None
         else:
             parts = self.simulator.energies(assignment, outcome)
             for rank, each in parts.items():
@@ -114,7 +114,7 @@ class Judge:
                     excess += max(0.0, each.total_j / outcome.step_s / cap - 1)
                 if budget is not None:
                     excess += max(0.0, each.total_j / budget - 1)
-            if self._powered:
+            if self.powered:
                 energy = sum(each.total_j for each in parts.values() if each is not None)
         if self.max_step_s is not None:
             excess += max(0.0, outcome.step_s / self.max_step_s - 1 - 1e-9)

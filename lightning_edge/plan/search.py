@@ -18,6 +18,7 @@ from lightning_edge.plan.assignment import Assignment
 from lightning_edge.plan.choice import Choice, Option
 from lightning_edge.plan.construct import construct
 from lightning_edge.plan.exhaust import exhaust
+from lightning_edge.plan.front import front, predicted
 from lightning_edge.plan.judge import Judge, Verdict
 from lightning_edge.plan.moves import Moves
 from lightning_edge.plan.objective import Objective
@@ -34,6 +35,7 @@ __all__ = ["Choice", "Objective", "Option", "search"]
 BUDGET = 250_000
 """Instructions simulated at most, about; a second or so."""
 _BEAM = 24
+_LARGE = 40_000  # (devices x cuts) squared from which the front is what the search came by
 _PIECES = 8  # into which the rows of a stage are divided while every plan is looked at
 _PER_MOVE = 20  # instructions that looking at a change costs, in time
 _NEAR = 1.1  # starts whose bound is worse than this are not simulated
@@ -163,6 +165,18 @@ class _Search:
         yield from seeds(self.shaper, self.rules, self.numbers)
         yield from construct(self.shaper, self.rules, self.numbers, self.judge.wants_joules)
 
+    def widen(self) -> None:
+        """Look at plans for fewer joules as well, for the front, if that costs little."""
+        devices, cuts = len(self.rules.ranks), len(self.rules.legal)
+        if not self.judge.powered or (devices * cuts) ** 2 > _LARGE:
+            return
+        limit = self._used + self.budget // 5
+        starts = construct(self.shaper, self.rules, self.numbers, joules=True)
+        found = {start: self.judge.bound(start)[1] for start in starts}
+        for start in sorted(found, key=lambda start: found[start]):
+            if self._used < limit:
+                self.judge.judge(start)
+
     def climb(self, start: Verdict, budget: float) -> Verdict:
         """Change an assignment for the better until nothing helps or the budget is used up.
 
@@ -271,20 +285,18 @@ def _choice(run: _Search, best: Verdict) -> Choice:
     listed = list(others.values())[:5]
     if alone is not None and alone not in listed:
         listed = [*listed[:4], alone]
-    front: list[Verdict] = []
-    for verdict in sorted(
-        (v for v in holding if v.energy_j is not None), key=lambda v: (v.step_s, v.energy_j)
-    ):
-        last = front[-1].energy_j if front else None
-        if last is None or (verdict.energy_j or 0.0) < last * (1 - 1e-3):
-            front.append(verdict)
+    run.widen()
+    fastest_first = predicted(judge, front([best, *judge.verdicts]))
     prediction = simulator.predict(best.assignment)
     return Choice(
         simulator.plan(best.assignment),
         prediction,
         judge.objective,
         tuple(option(verdict) for verdict in listed),
-        tuple(option(verdict) for verdict in front),
+        tuple(
+            Option(simulator.plan(assignment), found, label(assignment, names))
+            for assignment, found in fastest_first
+        ),
         limits(judge, best, prediction),
         reasons(judge, run.moves, best),
         run.exhaustive,

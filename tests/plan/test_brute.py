@@ -4,12 +4,12 @@ import random
 
 import pytest
 
+from benchmarks import brute
 from lightning_edge.plan import exhaust, search
 from lightning_edge.plan.judge import Judge
 from lightning_edge.plan.moves import Moves
 from lightning_edge.plan.search import BUDGET
 from lightning_edge.plan.shaping import Shaper
-from tests.plan import brute
 
 EQUAL = 3e-4  # plans so near each other are chosen among by joules and depth
 

@@ -177,7 +177,7 @@ SPEEDS = st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=2, max_size=3)
 
 
 @given(SPEEDS, st.floats(1, 300), st.floats(1.5, 20))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_a_better_network_makes_no_worse_plans(speeds: list[float], mbit: float, more: float):
     shape: dict[str, Any] = {"blocks": 4, "parameters": 10**6, "crossing": 20_000}
     slow = search(simple(speeds, mbit=mbit, **shape), rows=8)
@@ -186,7 +186,7 @@ def test_a_better_network_makes_no_worse_plans(speeds: list[float], mbit: float,
 
 
 @given(SPEEDS, st.integers(4, 40), st.floats(1.1, 3))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_more_memory_makes_no_worse_plans(speeds: list[float], tenths: int, more: float):
     def found(memory: float) -> float | None:
         profile = simple(speeds, 4, parameters=10**5, activation=10**5, memory_bytes=round(memory))
@@ -203,7 +203,7 @@ def test_more_memory_makes_no_worse_plans(speeds: list[float], tenths: int, more
 
 
 @given(SPEEDS, st.floats(1, 300), st.randoms(use_true_random=False))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_the_order_of_devices_does_not_matter(speeds: list[float], mbit: float, random: Any):
     base = simple(speeds, mbit=mbit, blocks=4, parameters=10**5)
     devices = list(base.devices)
