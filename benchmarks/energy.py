@@ -1,6 +1,6 @@
 """How right the joules are: loads whose truth is known, seen through real sensors' habits.
 
-    python -m benchmarks.energy                # the three tables, about a minute
+    python -m benchmarks.energy                # the two tables, about a minute
     python -m benchmarks.energy --windows 10   # fewer windows, for a quick look
 
 A load is a curve of true watts. A sensor shows it as hardware does: a counter that moves every U
@@ -19,8 +19,6 @@ The two peers' methods are written anew from their descriptions; none of their c
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,8 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_edge.energy import Domain, EnergyMeter, HostEnv, Provenance, Reading, Scope
-from lightning_edge.energy.feed import Feed
-from lightning_edge.energy.select import open_sources
 
 Floats = NDArray[np.float64]
 POLL_S, CODECARBON_S = 0.1, 15.0
@@ -315,36 +311,6 @@ def phases(repeats: int, random: np.random.Generator) -> None:
             )
 
 
-def costs() -> None:
-    """Table 3: CPU time of each source on faked trees, at the pace that the meter chooses."""
-    from tests.energy import trees
-
-    print("\n### Cost of a source: CPU time per reading, and share of one core\n")
-    print("| source | us per reading | period | share |")
-    print("|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        trees.jetson(root / "jetson", trees.HWMON_BOARDS["AGX Orin"])
-        trees.rapl(root / "rapl", sockets=2)
-        trees.laptop_battery(root / "battery")
-        trees.cpu_stat(root / "model", 1, 1)
-        for kind in ("jetson", "rapl", "battery", "model"):
-            host = HostEnv(sysroot=root / kind, environ={})
-            (source,), _ = open_sources(kind, host)
-            feed = Feed(source, POLL_S, time.monotonic)
-            for _ in range(300):
-                feed.read()
-            share = feed.cost_s / feed.interval_s
-            print(f"| {kind} | {1e6 * feed.cost_s:.0f} | {feed.interval_s:.2f} s | {share:.3%} |")
-            feed.close()
-        host = HostEnv(sysroot=root / "jetson", environ={})
-        with EnergyMeter("jetson", host=host):
-            before_s, begin_s = time.process_time(), time.monotonic()
-            time.sleep(5.0)
-            used = (time.process_time() - before_s) / (time.monotonic() - begin_s)
-        print(f"| jetson, whole thread, measured over 5 s | | {POLL_S:.2f} s | {used:.3%} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--windows", type=int, default=40, help="windows per cell")
@@ -353,7 +319,6 @@ def main() -> None:
     arguments = parser.parse_args()
     totals(arguments.windows, np.random.default_rng(arguments.seed))
     phases(arguments.repeats, np.random.default_rng(arguments.seed + 1))
-    costs()
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Feed:
         self.notes: list[str] = []
         self.lost = False
         self.reads = 0
-        self.cost_s = 0.0
+        self.cost_s = self.overhead_s = self.last_cpu_s = 0.0
         self._clock, self._cpu_clock = clock, cpu_clock
         self._failures = 0
         self._update_s = {domain.id: domain.update_period_s for domain in source.domains}
@@ -67,7 +67,9 @@ class Feed:
             # When a coarse counter moves is seen to a quarter of its step: phases need that.
             period_s = min(period_s, max(0.25 * quickest_s, FASTEST_S))
         self._period_s = max(period_s, 0.25 * quickest_s)
-        self._clock_cost = clock if getattr(source, "spawns", False) else cpu_clock
+        self._gap_s: float = getattr(source, "gap_s", 0.0)
+        self._spawns: bool = getattr(source, "spawns", False)
+        self._clock_cost = clock if self._spawns else cpu_clock
 
     @property
     def interval_s(self) -> float:
@@ -75,7 +77,7 @@ class Feed:
 
         The wanted period, longer for a costly or failing source.
         """
-        pace_s = max(self._period_s, self.cost_s / CPU_SHARE)
+        pace_s = max(self._period_s, (self.cost_s + self.overhead_s) / CPU_SHARE)
         return pace_s * min(2**self._failures, MAX_BACKOFF) if self._failures > 2 else pace_s
 
     def read(self) -> None:
@@ -97,11 +99,16 @@ class Feed:
             )
             return
         spent_s = max(self._clock_cost() - before_s, 0.0)
+        self.last_cpu_s = 0.0 if self._spawns else spent_s
         # The first reading opens files and warms caches: the running mean forgets it.
         self.cost_s = spent_s if self.reads <= 1 else 0.9 * self.cost_s + 0.1 * spent_s
         self.reads += 1
         self._failures = 0
         self._store(reading)
+
+    def charge(self, overhead_s: float) -> None:
+        """Take a share of what polling costs beside the reading itself: waking up, keeping it."""
+        self.overhead_s += 0.1 * (max(overhead_s, 0.0) - self.overhead_s)
 
     def _store(self, reading: Reading) -> None:
         for key, energy_j in reading.energy_j.items():
@@ -113,7 +120,7 @@ class Feed:
         for key, power_w in reading.power_w.items():
             if not self._sane(key, power_w):
                 continue
-            gap_s = max(5.0 * self.interval_s, 3.0 * self._update_s[key])
+            gap_s = max(5.0 * self.interval_s, 3.0 * self._update_s[key], self._gap_s)
             self.traces[key].add_power(reading.t_s, power_w, gap_s=gap_s)
         self.aux.update(reading.aux)
 

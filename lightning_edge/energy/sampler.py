@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from lightning_edge.energy.feed import Feed
@@ -50,19 +51,25 @@ class Sampler:
 
     def _run(self) -> None:
         due = {index: self._clock() + self._delay(feed) for index, feed in enumerate(self._feeds)}
+        before_s = time.thread_time()
         while due:
             wait_s = min(due.values()) - self._clock()
             if self._stopping.wait(max(wait_s, 0.001)):
                 return
             with self._lock:
                 now_s = self._clock()
-                for index in [index for index, at_s in due.items() if at_s <= now_s]:
+                now_due = [index for index, at_s in due.items() if at_s <= now_s]
+                for index in now_due:
                     feed = self._feeds[index]
                     feed.read()
                     due[index] = self._clock() + self._delay(feed)
                     if feed.lost:
                         del due[index]
                 self._after()
+            cpu_s, before_s = time.thread_time() - before_s, time.thread_time()
+            beside_s = cpu_s - sum(self._feeds[index].last_cpu_s for index in now_due)
+            for index in now_due:
+                self._feeds[index].charge(beside_s / len(now_due))
 
     def _delay(self, feed: Feed) -> float:
         return feed.interval_s * self._random.uniform(0.5, 1.5)

@@ -9,13 +9,15 @@
 
 A killed process publishes nothing, but the kernel closes its connections. Each rank watches its
 successor with a receive that nobody answers before the orderly end, so this is noticed at once even
-when nobody was waiting for that rank.
+when nobody was waiting for that rank. A process that stands still, and a machine that is cut off,
+keep their connections: `train.heartbeat` notices their silence.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ from lightning_edge.train.rendezvous import bounded, poll
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, Work
 
+    from lightning_edge.train.heartbeat import Heartbeat
     from lightning_edge.train.staging import Waitable
 
 __all__ = ["Alarm"]
@@ -36,6 +39,7 @@ __all__ = ["Alarm"]
 LOOK_S = 1.0  # how long to look for the reason of a connection that closed
 _WATCH_TAG, _PROBE_TAG = 1 << 30, (1 << 30) + 2
 _FAILURE, _FAILURES = "failure", "failures"
+_LIVELY_S = 2.0  # whoever was heard of since then is not standing still
 
 
 class Alarm:
@@ -59,6 +63,8 @@ class Alarm:
         self._meshes: list[Mesh] = []
         self._lock = threading.RLock()
         self._closing = False
+        self._waits: dict[int, tuple[str, Sequence[int], float]] = {}  # by thread
+        self._heartbeat: Heartbeat | None = None
         self._watcher: threading.Thread | None = None
         self._watched: Mesh | None = None
         self._probes: list[Work] = []
@@ -86,9 +92,16 @@ class Alarm:
         )
         self._watcher.start()
 
+    def listen(self, heartbeat: Heartbeat) -> None:
+        """Take silence for a failure too."""
+        self._heartbeat = heartbeat
+        heartbeat.start(self._lost)
+
     def farewell(self, mesh: Mesh, timeout: timedelta) -> None:
         """Tell the predecessor that the closing of this rank's connections is meant."""
         self._closing = True
+        if self._heartbeat is not None:
+            self._heartbeat.leave()
         note = torch.zeros(1, dtype=torch.uint8)
         with contextlib.suppress(RuntimeError):
             mesh.send(note, (mesh.rank - 1) % mesh.size, _WATCH_TAG).wait(timeout)
@@ -100,6 +113,8 @@ class Alarm:
             self._watcher.join(patience_s)
             self._cut()
             self._watcher.join(2 * LOOK_S)
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         self._meshes.clear()
         self._probes.clear()
         self._watched = None
@@ -111,6 +126,8 @@ class Alarm:
             TransportTimeout: Nothing came within ``timeout``.
             PeerError: Another device failed first, or the connection to it broke.
         """
+        here = threading.get_ident()
+        self._waits[here] = (what, peers, time.monotonic())
         try:
             work.wait(timeout)
         except RuntimeError as error:
@@ -118,6 +135,8 @@ class Alarm:
             reason = self._explain(peers, f"waiting for {what}", timeout if late else None)
         else:
             return
+        finally:
+            del self._waits[here]
         raise reason
 
     def broken(self, peers: Sequence[int], doing: str) -> TransportError:
@@ -140,6 +159,49 @@ class Alarm:
             if not self._closing and not cut_here(error):
                 self._explain([successor], "", None)
 
+    def _lost(self, peer: int, age_s: float | None) -> None:
+        """Nothing was heard of a peer for so long; None: its connection ended."""
+        if age_s is None and not self._closing:
+            self._explain([peer], self._doing(), None)
+        if age_s is None:
+            return
+        with self._lock:
+            if self.failure is not None or self._closing:
+                return
+            text = (
+                f"{self.names[peer]} failed first: no sign of life for {age_s:.1f} s"
+                " (it stands still or sleeps, or the network to it is down)"
+            )
+            doing = self._doing()
+            self.failure = PeerError(f"{text}, while {doing}" if doing else text)
+            if peer == 0:  # its device has the store and will answer later, if ever
+                self._cut()
+            self._tell(text)
+            self._cut()
+
+    def _doing(self) -> str:
+        """What this device has been waiting for longest just now."""
+        waits = sorted(self._waits.copy().values(), key=lambda wait: wait[2])
+        if not waits:
+            return ""
+        what, peers, since_s = waits[0]
+        waited_s = time.monotonic() - since_s
+        me = self.names[self._rank]
+        return f"{me} waited for {what} from {self._call(peers)} for {waited_s:.1f} s"
+
+    def _signs(self, peers: Sequence[int]) -> str:
+        """What is known of the peers that were waited for in vain."""
+        found = []
+        for peer in peers:
+            age_s = None if self._heartbeat is None else self._heartbeat.age_s(peer)
+            if peer != self._rank and age_s is not None:
+                runs = ", so it runs: it computes, loads data or waits itself"
+                found.append(
+                    f"; the last sign of life of {self.names[peer]} was {age_s:.1f} s ago"
+                    + (runs if age_s < _LIVELY_S else "")
+                )
+        return "".join(found)
+
     def _explain(self, peers: Sequence[int], doing: str, late: timedelta | None) -> TransportError:
         with self._lock:
             if self.failure is not None:
@@ -150,9 +212,17 @@ class Alarm:
             if told is not None:
                 self.failure = PeerError(told)
             elif late is not None:
-                text = f"{doing} from {self._call(peers)} for {late.total_seconds():g} s"
+                waited = f"from {self._call(peers)} for {late.total_seconds():g} s"
+                text = f"{doing} {waited}{self._signs(peers)}"
                 self.failure = TransportTimeout(f"{me} gave up {text}")
                 self._tell(f"{me} failed first: it gave up {text}")
+            elif self._heartbeat is not None and self._heartbeat.stood_still_s > _LIVELY_S:
+                text = (
+                    f"{me} stood still for {self._heartbeat.stood_still_s:.1f} s (it was stopped,"
+                    " or it slept), and the others have ended without it"
+                )
+                self.failure = PeerError(text)
+                self._tell(text)
             else:
                 text = (
                     f"{self._call(self._gone(peers))} failed first: its connection to {me} closed"

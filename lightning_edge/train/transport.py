@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_edge.errors import EdgeError, TransportError
-from lightning_edge.train import collectives
+from lightning_edge.train import collectives, heartbeat
 from lightning_edge.train.alarm import Alarm
 from lightning_edge.train.buffers import Buffers
 from lightning_edge.train.channel import Channel, Inbox, Outbox
@@ -106,6 +106,7 @@ class Transport:
             self._mesh = self._connect()
             self._alarm.guard(self._mesh)
             self._alarm.watch(self._mesh)
+            self._alarm.listen(heartbeat.join(self._store, rank, world_size))
             for peer in self.peers:
                 self.open(peer, Channel.CONTROL, CONTROL_WINDOW)
             atexit.register(self._at_exit)

@@ -1,13 +1,10 @@
 """Run by test_jtop.py: jetson-stats' own service on a faked tree, its own client, our source.
 
-Arguments: the faked tree's root, a scratch directory. Prints JSON. The service wants root and fixed
-paths; it is made to run as anyone, with a socket, a group, a configuration and power rails of the
-test's, and a fake `nvpmodel` on PATH.
+Arguments: the faked tree's root, a scratch directory. Prints JSON.
 """
 
 from __future__ import annotations
 
-import grp
 import json
 import multiprocessing
 import os
@@ -16,17 +13,18 @@ import time
 import types
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 package = types.ModuleType("lightning_edge")
 package.__path__ = [str(Path(__file__).parents[2] / "lightning_edge")]
 sys.modules["lightning_edge"] = package
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from lightning_edge.energy import EnergyMeter, HostEnv, SourceError, SourceLost, Unavailable  # noqa: E402
 from lightning_edge.energy.domain import roots  # noqa: E402
 from lightning_edge.energy.power_modes import JtopPowerControl  # noqa: E402
 from lightning_edge.energy.sources import jtop as jtop_source  # noqa: E402
 from lightning_edge.errors import EnergyError  # noqa: E402
+from tests.energy.jtop_faked import start_service, stop_service  # noqa: E402
 
 tree, scratch = Path(sys.argv[1]), Path(sys.argv[2])
 answers: dict[str, Any] = {}
@@ -40,53 +38,20 @@ except Unavailable as error:
     answers["no_service"] = str(error)
 answers["start_method"] = multiprocessing.get_start_method()
 
-nvpmodel = scratch / "nvpmodel"
-nvpmodel.write_text(
-    f"""#!/bin/sh
-case "$1" in
-  -p) echo "POWER_MODEL: ID=0 NAME=15W"; echo "POWER_MODEL: ID=1 NAME=25W"
-      echo "POWER_MODEL: ID=2 NAME=MAXN_SUPER"; echo "PM_CONFIG: DEFAULT=25W(1)";;
-  -q) set -- $(cat {scratch}/mode); echo "NV Power Mode: $2"; echo "$1";;
-  -m) sleep 0.3
-      case "$2" in 0) n=15W;; 1) n=25W;; 2) echo "NVPM ERROR: reboot required"; exit 0;; esac
-      echo "$2 $n" > {scratch}/mode;;
-esac
-"""
-)
-nvpmodel.chmod(0o755)
-(scratch / "mode").write_text("1 25W\n")
-os.environ["PATH"] = f"{scratch}:{os.environ['PATH']}"
-
-import jtop.core.config as config  # noqa: E402
-import jtop.core.power as power  # noqa: E402
-import jtop.service as service  # noqa: E402
-
-multiprocessing.set_start_method("fork", force=True)  # what the service needs, and jtop asks for
-service.JTOP_PIPE = str(scratch / "jtop.sock")
-service.JTOP_USER = grp.getgrgid(os.getgid()).gr_name
-service.get_hardware = lambda: {"Model": "faked"}
-config.get_config_service = lambda data_folder="": str(scratch / "configuration")
-
-
-class PowerService(power.PowerService):  # type: ignore[misc, name-defined]
-    def __init__(self) -> None:
-        self._power_sensor = power.find_all_i2c_power_monitor(str(tree / "sys/bus/i2c/devices"))
-        self._power_avg = {}
-
-
-service.PowerService = PowerService
-
-
-def start() -> Any:
-    with mock.patch("os.getuid", return_value=0):
-        server = service.JtopServer(force=True)
-    server.start()
-    return server
-
-
-server = start()
+server = start_service(tree, scratch)
 multiprocessing.set_start_method("spawn", force=True)
 try:
+    # Whoever is first at the service decides how often it looks: a slow one, then ours.
+    slow = host.jtop().jtop(interval=1.0)
+    slow.start()
+    with EnergyMeter("jtop", host=host) as meter, meter.window() as window:
+        time.sleep(3.2)
+    slow.close()
+    answers["slow_covered"], answers["slow_w"] = window.report.coverage, window.report.power_w
+    deadline = time.monotonic() + 10.0
+    while server.interval.value > 0 and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the service has noticed that both have gone
+
     source = jtop_source.JtopSource.probe(host)
     answers["start_method_after_use"] = multiprocessing.get_start_method()
     answers["domains"] = {d.id: d.parent for d in source.domains}
@@ -125,9 +90,7 @@ try:
                 answers[f"refused {mode}"] = str(error)
     answers["mode_restored"] = (scratch / "mode").read_text().split()
 finally:
-    server.broadcaster.shutdown()
-    server.terminate()
-    server.join(5.0)
+    stop_service(server)
 
 # The service is dead; jtop's client goes on giving its last value.
 lost = ""

@@ -73,6 +73,10 @@ class TestRealService:
         covered_j = answers["duration_s"] * 10.0
         assert 0.5 * covered_j < answers["energy_j"] <= covered_j * 1.001
 
+    def test_another_client_that_asks_for_fewer_values(self, answers: dict[str, Any]) -> None:
+        assert answers["slow_w"] == pytest.approx(7.0)
+        assert answers["slow_covered"] > 0.5
+
     def test_total_does_not_become_the_sum_of_rails(self, answers: dict[str, Any]) -> None:
         assert answers["without_total"] == {"jtop:VDD_CPU_GPU_CV": 2.5, "jtop:VDD_SOC": 1.5}
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -125,6 +127,7 @@ class ModelSource:
 
     def __init__(self, host: HostEnv, model: PowerModel) -> None:
         self._host, self.model = host, model
+        self._gpu_load = _find_gpu_load(host)
         self._energy_j, self._share = 0.0, 0.0
         self._last = (host.clock(), *_cpu_seconds(host))
         self._id = "model:platform" if model.whole_platform else "model:cpu"
@@ -166,7 +169,7 @@ class ModelSource:
             grown_s = total_s - last_total_s
             share = (busy_s - last_busy_s) / grown_s if grown_s > 0 else 0.0
             self._share = share
-        utilisation = max(share, _gpu_load(self._host))
+        utilisation = max(share, _read_load(self._gpu_load))
         self._energy_j += self.model.power_w(utilisation) * max(passed_s, 0.0)
         self._last = (now_s, busy_s, total_s)
         return Reading(now_s, energy_j={self._id: self._energy_j}, aux={"utilisation": utilisation})
@@ -177,7 +180,9 @@ class ModelSource:
 
 def _cpu_seconds(host: HostEnv) -> tuple[float, float]:
     """Busy and total CPU seconds since boot, over all cores."""
-    line = (host.text("/proc/stat") or "").partition("\n")[0].split()
+    line: list[str] = []
+    with suppress(OSError), host.path("/proc/stat").open() as file:
+        line = file.readline().split()  # the first line is the sum; others are many on many cores
     if line[:1] == ["cpu"] and len(line) >= 5:
         ticks = [int(value) for value in line[1:9]]
         idle = ticks[3] + (ticks[4] if len(ticks) > 4 else 0)
@@ -189,18 +194,22 @@ def _cpu_seconds(host: HostEnv) -> tuple[float, float]:
     return sum(times) - idle_s, sum(times)
 
 
-def _gpu_load(host: HostEnv) -> float:
-    """Load of a Jetson's GPU from 0 to 1; 0 on other machines."""
-    for path in ("/sys/devices/gpu.0/load", "/sys/devices/platform/gpu.0/load"):
-        text = host.text(path)
-        if text and text.isdigit():
-            return int(text) / 1000.0
-    for folder in host.path("/sys/class/devfreq").glob("*.g*"):
-        try:
-            return int((folder / "device" / "load").read_text()) / 1000.0
-        except (OSError, ValueError):
-            continue
-    return 0.0
+def _find_gpu_load(host: HostEnv) -> Path | None:
+    """The file with the load of a Jetson's GPU; None on other machines."""
+    files = [
+        host.path("/sys/devices/gpu.0/load"),
+        host.path("/sys/devices/platform/gpu.0/load"),
+        *(f / "device" / "load" for f in host.path("/sys/class/devfreq").glob("*.g*")),
+    ]
+    return next((file for file in files if file.exists()), None)
+
+
+def _read_load(file: Path | None) -> float:
+    """Load from 0 to 1; 0 where nothing tells it."""
+    try:
+        return 0.0 if file is None else int(file.read_text()) / 1000.0
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _power_limit_w(host: HostEnv) -> float | None:
