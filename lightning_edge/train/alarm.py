@@ -115,6 +115,7 @@ class Alarm:
             self._watcher.join(2 * LOOK_S)
         if self._heartbeat is not None:
             self._heartbeat.close()
+            self._heartbeat = None  # it knows this alarm: together they would keep the store open
         self._meshes.clear()
         self._probes.clear()
         self._watched = None

@@ -37,7 +37,7 @@ __all__ = ["Heartbeat", "join", "silent_s"]
 log = logging.getLogger(__name__)
 
 PERIOD_S = 0.5
-SILENT_S = 4.0
+SILENT_S = 3.5  # with the time to the next beat, and to tell all, this is less than 5 s
 VARIABLE = "LIGHTNING_EDGE_SILENT_S"
 STALL_S = 1.0  # a beat of ours this late means that we stood still ourselves
 CONNECT_S = 5.0

@@ -1,0 +1,269 @@
+"""Injected faults: what each device says, and how soon all of them know.
+
+    python -m benchmarks.faults                     # all of them, about half an hour on two cores
+    python -m benchmarks.faults --sample 20         # evenly chosen ones
+    python -m benchmarks.faults --only freeze --json faults.json
+
+A fault is data: what happens, in which phase of a fit, on which rank, under which plan. Every fit
+runs on real local processes through the real Trainer. A fault counts as passed when every other
+device ends with an error that names the device where it happened, within `LIMIT_S` of the moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+LIMIT_S = {"exception": 5.0, "kill": 5.0, "freeze": 5.0}
+TIMEOUT_S = 20.0
+RENDEZVOUS_S = 3.0  # nobody can be missed earlier than at the timeout of the meeting
+FROZEN_S = 6.5
+
+PHASES = (
+    "rendezvous", "setup", "probe", "forward", "backward", "optimizer", "validation", "epoch end",
+    "checkpoint", "teardown",
+)  # fmt: skip
+PLANS: dict[str, tuple[dict[int, float], ...]] = {
+    "pipeline of 3": ({0: 1.0}, {1: 1.0}, {2: 1.0}),
+    "2 share, then 1": ({0: 0.625, 1: 0.375}, {2: 1.0}),
+    "1, then 2 share": ({0: 1.0}, {1: 0.3, 2: 0.7}),
+    "3 share": ({0: 0.5, 1: 0.3, 2: 0.2},),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault.
+
+    Args:
+        fault: `exception`, `kill` (SIGKILL) or `freeze` (SIGSTOP, long enough to be missed).
+        phase: One of `PHASES`, in the second step or at its first occurrence.
+        rank: Where.
+        plan: Name of one of `PLANS`.
+    """
+
+    fault: str
+    phase: str
+    rank: int
+    plan: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of it.
+
+    Args:
+        case: The fault.
+        seconds: From the fault until the last of the other devices had its error; None if one of
+            them never had any.
+        texts: The other devices' last words.
+        problem: Why it does not count as passed; empty if it does.
+    """
+
+    case: Case
+    seconds: float | None
+    texts: tuple[str, ...]
+    problem: str
+
+
+def cases(faults: Iterable[str] = LIMIT_S) -> list[Case]:
+    """All of them: 3 faults x 10 phases x 3 ranks x 4 plans."""
+    return [Case(*one) for one in itertools.product(faults, PHASES, range(3), PLANS)]
+
+
+def strike(fault: str, moment: Path) -> None:
+    """Let it happen here and now, and leave the time of it."""
+    if moment.exists():
+        return  # once
+    moment.write_text(repr(time.monotonic()))
+    if fault == "exception":
+        raise ValueError("row 7 of the data is missing")
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    wake = f"sleep {FROZEN_S}; kill -CONT {os.getpid()}"
+    subprocess.Popen(["sh", "-c", wake], start_new_session=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def take_part(rank: int, world_size: int, case: dict[str, Any], folder: str) -> tuple[str, float]:
+    """One device's fit: its last words, and when it said them (the clock of the machine)."""
+    import lightning as L
+
+    from lightning_edge import EdgeCollabStrategy
+    from tests.models import MODELS
+    from tests.train.test_transparency import plan_of
+    from tests.trainers import Module, loaders
+
+    moment = Path(folder) / "moment"
+    mine, phase = case["rank"] == rank, case["phase"]
+
+    def here(at: str, *, ready: bool = True) -> None:
+        if mine and at == phase and ready:
+            strike(case["fault"], moment)
+
+    class Faulty(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            here("forward" if self.started else "probe", ready=self.late or not self.started)
+            return super().training_step(batch, batch_idx)
+
+        started = late = False
+
+    class Trigger(L.Callback):
+        def setup(self, trainer: Any, module: Any, stage: str) -> None:
+            here("setup")
+
+        def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+            module.started, module.late = True, trainer.global_step == 1
+            for parameter in module.parameters():
+                if module.late and parameter.requires_grad:
+                    parameter.register_hook(lambda gradient: here("backward"))
+
+        def on_before_optimizer_step(self, trainer: Any, module: Any, *_: Any) -> None:
+            here("optimizer", ready=trainer.global_step == 1)
+
+        def on_validation_batch_start(self, *_: Any) -> None:
+            here("validation")
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            here("epoch end")
+
+        def on_save_checkpoint(self, *_: Any) -> None:
+            here("checkpoint")
+
+        def on_train_end(self, *_: Any) -> None:
+            here("teardown")
+
+    stages = PLANS[case["plan"]]
+    cuts = tuple(f"net.{cut}" for cut in MODELS["tiny"][2])
+    plan = plan_of(*stages, cuts=cuts, micro_batches=2)
+    timeout = timedelta(seconds=RENDEZVOUS_S if phase == "rendezvous" else TIMEOUT_S)
+    try:
+        here("rendezvous")
+        L.seed_everything(3, verbose=False)
+        trainer = L.Trainer(
+            accelerator="cpu", devices=1, max_epochs=1, logger=False, num_sanity_val_steps=0,
+            strategy=EdgeCollabStrategy(plan, timeout=timeout), callbacks=[Trigger()],
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        )  # fmt: skip
+        trainer.fit(Faulty({"model": "tiny"}), *loaders({"model": "tiny", "rows": 16}))
+        trainer.strategy.barrier("the end of the program")
+        trainer.strategy.disconnect()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", time.monotonic()
+    return "", time.monotonic()
+
+
+def inject(pool: Any, case: Case) -> Outcome:
+    """Run one fit with its fault."""
+    from tests.pool import WorkerError
+
+    with tempfile.TemporaryDirectory(prefix="fault-") as folder:
+        may_die = [case.rank] if case.fault == "kill" else []
+        try:
+            found = pool.run(take_part, 3, asdict(case), folder, timeout=60, may_die=may_die)
+        except WorkerError as error:
+            return Outcome(case, None, (), f"a device hung or died: {str(error)[:200]}")
+        moment = Path(folder) / "moment"
+        if not moment.exists():
+            return Outcome(case, None, (), "the fault never happened")
+        at_s = float(moment.read_text())
+    others = [found[rank] for rank in range(3) if rank != case.rank]
+    texts = tuple(text for text, _ in others)
+    seconds = max(time_s for _, time_s in others) - at_s
+    return Outcome(case, seconds, texts, _problem(case, seconds, texts))
+
+
+def _problem(case: Case, seconds: float, texts: Sequence[str]) -> str:
+    limit_s = LIMIT_S[case.fault] + (RENDEZVOUS_S if case.phase == "rendezvous" else 0.0)
+    if not all(texts):
+        return "a device ended as if nothing had happened"
+    if case.phase != "rendezvous" and not all(f"rank {case.rank}" in text for text in texts):
+        return "a device names another one"
+    return f"{seconds:.1f} s are more than {limit_s:g}" if seconds > limit_s else ""
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Fault x phase: how many passed, and the seconds until all devices knew."""
+    faults = list(dict.fromkeys(one.case.fault for one in outcomes))
+    lines = [
+        "| phase | " + " | ".join(faults) + " |",
+        "|---|" + "---|" * len(faults),
+    ]
+    for phase in PHASES:
+        cells = [_cell([o for o in outcomes if (o.case.fault, o.case.phase) == (f, phase)])
+                 for f in faults]  # fmt: skip
+        lines.append(f"| {phase} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(outcomes: Sequence[Outcome]) -> str:
+    known_s = [one.seconds for one in outcomes if one.seconds is not None]
+    if not known_s:
+        return "-"
+    passed = sum(not one.problem for one in outcomes)
+    middle = statistics.median(known_s)
+    return f"{passed} of {len(outcomes)}: {middle:.2f} s (at most {max(known_s):.2f})"
+
+
+def run(chosen: Sequence[Case], say: Callable[[str], None] = print) -> list[Outcome]:
+    """Inject them one after the other."""
+    from tests.pool import Pool
+
+    pool = Pool()
+    outcomes = []
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder
+        ):  # starts the processes, and holds that all is well
+            nothing = asdict(Case("none", "never", 0, next(iter(PLANS))))
+            assert [text for text, _ in pool.run(take_part, 3, nothing, folder)] == [""] * 3
+        for case in chosen:
+            outcome = inject(pool, case)
+            outcomes.append(outcome)
+            if outcome.problem:
+                say(f"FAILED {case}: {outcome.problem}")
+                for text in outcome.texts:
+                    say(f"    {text}")
+    finally:
+        pool.close()
+    return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="*", default=list(LIMIT_S), choices=list(LIMIT_S))
+    parser.add_argument("--sample", type=int, help="so many of them, evenly chosen")
+    parser.add_argument("--part", default="1/1", help="2/3: the second third of them")
+    parser.add_argument("--json", type=Path, help="where to write the outcomes, or add to them")
+    arguments = parser.parse_args()
+    chosen = cases(arguments.only)
+    if arguments.sample:
+        chosen = chosen[:: max(len(chosen) // arguments.sample, 1)][: arguments.sample]
+    number, parts = (int(part) for part in arguments.part.split("/"))
+    chosen = chosen[number - 1 :: parts]
+    outcomes = run(chosen, lambda text: print(text, file=sys.stderr, flush=True))
+    if arguments.json:
+        before = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
+        arguments.json.write_text(json.dumps(before + [asdict(one) for one in outcomes], indent=1))
+    passed = sum(not one.problem for one in outcomes)
+    print(f"{passed} of {len(outcomes)} faults passed\n\n{table(outcomes)}")
+    return 0 if passed == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    from benchmarks import faults  # its functions, which the devices find by their module's name
+
+    sys.exit(faults.main())
