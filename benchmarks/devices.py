@@ -93,6 +93,11 @@ class Devices:
         """The first device's, as the others reach it."""
         return self._slot.address(0)
 
+    @property
+    def folder(self) -> Path:
+        """For files of the contest; removed with the devices."""
+        return self._slot.folder
+
     def places(self, ranks: Sequence[int] | None = None) -> list[Place]:
         """Where the processes of a contestant run that uses these devices; all by default."""
         places = []

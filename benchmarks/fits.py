@@ -59,11 +59,14 @@ def ddp(gate: Gate, task: str, rows: int, accumulate: int = 1) -> dict[str, Any]
     )
 
 
-def edge(gate: Gate, task: str, rows: int, **options: Any) -> dict[str, Any]:
-    """Ours, by default with the plan it makes itself."""
+def edge(gate: Gate, task: str, rows: int, cache: str, **options: Any) -> dict[str, Any]:
+    """Ours, by default with the plan it makes itself; ``cache`` is where profiles are kept."""
+    os.environ["LIGHTNING_EDGE_CACHE"] = cache
     strategy = lightning_edge.EdgeCollabStrategy(**options)
     result = _fit(gate, task, rows, strategy=strategy)
-    return {**result, "plan": strategy.plan.to_dict(), "table": str(strategy.plan)}
+    predicted = strategy.report().predicted or {}
+    plan = None if strategy.plan is None else strategy.plan.to_mapping()
+    return {**result, "plan": plan, "predicted_s": predicted.get("step_s")}
 
 
 def pipeline(gate: Gate, task: str, rows: int, blocks: list[int], micro_batches: int) -> None:

@@ -145,7 +145,8 @@ def baselines(devices: Devices, cpus: Sequence[int], task: str) -> list[Entry]:
 def edge(devices: Devices, cpus: Sequence[int], task: str, objective: str, rate: float) -> Entry:
     """Return ours with a plan made for this rate."""
     name = f"edge_collab, {objective} @ {rate:g} Mbit/s"
-    options = {"task": task, "rows": ROWS, "objective": objective}
+    cache = str(devices.folder / f"profiles-{rate:g}")  # links are as fast as they were then
+    options = {"task": task, "rows": ROWS, "objective": objective, "cache": cache}
     return _entry(devices, name, "edge", tuple(range(len(cpus))), options, rate)
 
 
