@@ -59,22 +59,22 @@ def _scaled() -> dict[str, Any]:
 
 
 CASES: dict[str, tuple[Any, Any, str]] = {  # the module, the Trainer's options, the text
-    "manual": (Manual, dict, "manual optimization.*Remove self.automatic_optimization"),
-    "backward": (OwnBackward, dict, "own LightningModule.backward.*on_after_backward"),
-    "scaler": (Net, _scaled, "precision='16-mixed'.*Use 'bf16-mixed' or '32-true'"),
-    "lbfgs": (lambda: optimizer(torch.optim.LBFGS), dict, "LBFGS.*parameter by parameter"),
-    "sam": (lambda: optimizer(SAM), dict, "SAM.*parameter by parameter"),
-    "sync_batchnorm": (Net, lambda: {"sync_batchnorm": True}, "sync_batchnorm=True.*GroupNorm"),
-    "pruning": (Net, lambda: {"callbacks": [ModelPruning("l1_unstructured")]}, "ModelPruning"),
+    "manual": (Manual, lambda _: {}, "manual optimization.*Remove self.automatic_optimization"),
+    "backward": (OwnBackward, lambda _: {}, "own LightningModule.backward.*on_after_backward"),
+    "scaler": (Net, lambda _: _scaled(), "precision='16-mixed'.*Use 'bf16-mixed' or '32-true'"),
+    "lbfgs": (lambda: optimizer(torch.optim.LBFGS), lambda _: {}, "LBFGS.*parameter by parameter"),
+    "sam": (lambda: optimizer(SAM), lambda _: {}, "SAM.*parameter by parameter"),
+    "sync_batchnorm": (Net, lambda _: {"sync_batchnorm": True}, "sync_batchnorm=True.*GroupNorm"),
+    "pruning": (Net, lambda _: {"callbacks": [ModelPruning("l1_unstructured")]}, "ModelPruning"),
     "on exception": (
         Net,
-        lambda: {"callbacks": [OnExceptionCheckpoint("x")], "enable_checkpointing": True},
+        lambda folder: {"callbacks": [OnExceptionCheckpoint(folder)], "enable_checkpointing": True},
         "OnExceptionCheckpoint.*every_n_train_steps",
     ),
     "save_on_exception": (
         Net,
-        lambda: {
-            "callbacks": [ModelCheckpoint("x", save_on_exception=True)],
+        lambda folder: {
+            "callbacks": [ModelCheckpoint(folder, save_on_exception=True)],
             "enable_checkpointing": True,
         },
         r"save_on_exception=True\).*every_n_train_steps",
@@ -95,7 +95,7 @@ def refused_rank(rank: int, world_size: int, names: list[str], folder: str) -> d
     for name in names:
         make, options, _ = CASES[name]
         run = Run(TWO, Path(folder), rank)
-        given = options()
+        given = options(folder)
         Steps.count = 0
         given["callbacks"] = [*given.get("callbacks", []), Steps()]
         trainer = run.trainer(**given)
