@@ -131,8 +131,10 @@ class EdgeCollabStrategy(StateHooks):
 
     @property
     def plan(self) -> Plan | None:
-        """The plan in use, with ranks and numbers; None before set-up."""
-        return self._parts.stage.plan if self._parts is not None else None
+        """The plan in use, or of the last run, with ranks and numbers; None before the first."""
+        if self._parts is not None:
+            return self._parts.stage.plan
+        return self.decision.plan if self.decision is not None else None
 
     @property
     def profile(self) -> Profile | None:

@@ -54,14 +54,17 @@ def fit_named(
 
     def watched(self: Any) -> None:
         original(self)
-        strategies.append((self.plan, self.profile, str(self.report()), self.report().to_dict()))
+        strategies.append(
+            (self.plan, self.profile, str(self.report()), self.report().to_dict(), self)
+        )
 
     lightning_edge.EdgeCollabStrategy.on_train_end = watched  # type: ignore[method-assign]
     try:
         result = fit(rank, world_size, plan, options, folder)
     finally:
         lightning_edge.EdgeCollabStrategy.on_train_end = original  # type: ignore[method-assign]
-    plan, found, text, report = strategies[0]
+    plan, found, text, report, strategy = strategies[0]
+    assert strategy.plan == plan  # also when the run is over
     return {**result, "plan": plan.to_json(), "profile": found, "table": text, "report": report}
 
 
