@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from lightning_edge.app.failure import CommandError
 from lightning_edge.errors import PlanError
 from lightning_edge.plan.objective import Objective
 from lightning_edge.plan.plan import Plan
@@ -104,3 +107,20 @@ def plan_for(profile: Profile, rows: int, settings: Mapping[str, Any]) -> Outcom
     )
     choice = search(profile, rows=rows, objective=goal, owner=owner)
     return Outcome(choice.plan, choice.prediction, profile, choice)
+
+
+def rows_of(config: DictConfig) -> int:
+    """Rows of a batch.
+
+    Raises:
+        CommandError: Nothing says how many.
+    """
+    rows = config.planning.rows
+    rows = config.data.get("batch_rows") if rows is None else rows
+    if not isinstance(rows, int) or rows < 1:
+        raise CommandError(
+            f"planning.rows={rows} is not a number of rows from 1 up: set planning.rows to the"
+            " rows of a batch on all devices together",
+            status=2,
+        )
+    return rows

@@ -14,6 +14,9 @@ _APP = "lightning_edge.app."
 COMMANDS = {
     "train": ("train a model on one or several devices", _APP + "train"),
     "plan": ("who would do what, how fast, with which energy", _APP + "plan"),
+    "report": ("a finished run as tables and as a page with pictures", _APP + "report"),
+    "profile": ("measure devices, links and model, and write it down", _APP + "profile"),
+    "doctor": ("what is in the way on this device, and the remedy", _APP + "doctor"),
     "run": ("start any script on all devices, as train does", _APP + "run"),
     "testbed": ("emulate unequal devices on this machine", "lightning_edge.testbed.cli"),
     "energy": ("what can be measured here; watch it", "lightning_edge.energy.__main__"),

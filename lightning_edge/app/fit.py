@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 import lightning_edge
+from lightning_edge.app import results
 from lightning_edge.app.same import SameConfig
 from lightning_edge.app.targets import problems
 from lightning_edge.errors import ConfigMismatchError
@@ -23,12 +23,14 @@ from lightning_edge.strategy import EdgeCollabStrategy
 
 __all__: list[str] = []
 
+OURS = "lightning_edge.EdgeCollabStrategy"
+
 
 def run(mode: str, path: Path) -> None:
     """Train as the configuration says.
 
     Args:
-        mode: "fit".
+        mode: "fit"; "plan" and "profile" stop before the first step.
         path: A resolved configuration.
 
     Raises:
@@ -45,24 +47,33 @@ def run(mode: str, path: Path) -> None:
     if found:
         raise ConfigMismatchError("; ".join(found))
     L.seed_everything(config.run.seed, verbose=False)
-    model, data, trainer = objects(config)
+    decided = results.Decided(folder, only=mode != "fit")
+    model, data, trainer = objects(config, mode, decided)
     begin_s = time.monotonic()
     trainer.fit(model, datamodule=data, ckpt_path=config.run.resume)
     seconds = time.monotonic() - begin_s
-    if trainer.is_global_zero:
-        _write(trainer, folder, seconds)
+    if not trainer.is_global_zero:
+        return
+    if mode == "fit":
+        results.write(trainer, folder, seconds, decided.batch_rows)
+    else:
+        results.show(mode, config, decided.profile, folder)
 
 
-def objects(config: DictConfig) -> tuple[L.LightningModule, Any, L.Trainer]:
+def objects(
+    config: DictConfig, mode: str, *more: Callback
+) -> tuple[L.LightningModule, Any, L.Trainer]:
     """Make the model, the data and the Trainer.
 
     Args:
         config: Resolved.
+        mode: As in `run`.
+        *more: Callbacks besides those of the configuration.
     """
     model = instantiate(config.model)
     data = instantiate(config.data)
-    callbacks: list[Callback] = _listed(config.get("callbacks"))
-    strategy = instantiate(_strategy(config))
+    callbacks: list[Callback] = [*_listed(config.get("callbacks")), *more]
+    strategy = instantiate(_strategy(config, mode))
     if isinstance(strategy, EdgeCollabStrategy):
         callbacks.append(SameConfig(config))
     loggers = _listed(config.get("logger"))
@@ -76,30 +87,26 @@ def objects(config: DictConfig) -> tuple[L.LightningModule, Any, L.Trainer]:
     return model, data, trainer
 
 
-def _strategy(config: DictConfig) -> DictConfig:
-    """The node `strategy`, without groups if there are none, and with the mapping of a profile."""
+def _strategy(config: DictConfig, mode: str) -> DictConfig:
+    """The node `strategy`, with the groups and the profile that the configuration means."""
     node: DictConfig = config.strategy.copy()
-    if "groups" in node and not node.groups:
+    if node.get("_target_") != OURS:
+        return node
+    if not node.get("groups"):
         node.groups = None
+    profile: Any = config.get("profile") or {}
+    if profile.get("path") is not None:
+        node.profile = profile.path
+    elif "model" in profile:
+        node.profile = profile
+    elif mode == "profile" or (mode == "plan" and "devices" in profile):
+        node.profile = "measure"
     return node
 
 
 def _listed(node: DictConfig | None) -> list[Any]:
     """Instantiate what a node names, in order; an entry set to null is left out."""
     return [instantiate(entry) for entry in (node or {}).values() if entry]
-
-
-def _write(trainer: L.Trainer, folder: Path, seconds: float) -> None:
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    metrics = {"seconds": seconds, "steps": trainer.global_step, **metrics}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    strategy = trainer.strategy
-    if not isinstance(strategy, EdgeCollabStrategy):
-        return
-    report = strategy.report()
-    (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
-    (folder / "report.txt").write_text(str(report))
-    print(report)
 
 
 def _log_to(folder: Path, rank: int) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_edge.app import train
-from lightning_edge.app.chosen import plan_for
+from lightning_edge.app.chosen import plan_for, rows_of
 from lightning_edge.app.compose import job_overrides
-from lightning_edge.app.failure import CommandError, guarded
+from lightning_edge.app.failure import guarded
 from lightning_edge.app.folder import make_folder, new_run_id
 from lightning_edge.plan.profile import Profile
 
@@ -62,20 +62,3 @@ def complete(config: DictConfig) -> Profile | None:
     if "model" in node:
         return Profile.from_mapping(node)
     return None
-
-
-def rows_of(config: DictConfig) -> int:
-    """Rows of a batch.
-
-    Raises:
-        CommandError: Nothing says how many.
-    """
-    rows = config.planning.rows
-    rows = config.data.get("batch_rows") if rows is None else rows
-    if not isinstance(rows, int) or rows < 1:
-        raise CommandError(
-            f"planning.rows={rows} is not a number of rows from 1 up: set planning.rows to the"
-            " rows of a batch on all devices together",
-            status=2,
-        )
-    return rows

@@ -53,7 +53,7 @@ def join(config: DictConfig) -> Place:
         processes=_count(cluster.processes, "cluster.processes"),
         port=int(cluster.port),
         wait_s=float(cluster.wait_s),
-        secret=_secret(cluster.secret_file),
+        secret=secret_of(cluster.secret_file),
     )
     own = addresses.own(config.device.interface)
     if cluster.kind == "static":
@@ -82,7 +82,7 @@ def _ranks_of(config: DictConfig, devices: int) -> Place:
         processes=1,
         port=PORT,
         wait_s=60.0,
-        secret=_secret(None),
+        secret=secret_of(None),
         rank=rank,
     )
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
@@ -115,7 +115,7 @@ def environment(config: DictConfig, place: Place) -> dict[str, str]:
     return found
 
 
-def _secret(file: str | None) -> str:
+def secret_of(file: str | None) -> str:
     """What devices of one pool share; empty if nothing is set."""
     if file is None:
         return os.environ.get(SECRET, "").strip()
