@@ -102,9 +102,10 @@ def plan_for(profile: Profile, rows: int, settings: Mapping[str, Any]) -> Outcom
             )
         return Outcome(plan, prediction, profile, None)
     fixed = {name: settings.get(name) for name in SETTINGS}
-    goal = Objective.parse(
-        settings.get("objective", "time"), groups=settings.get("groups") or None, **fixed
-    )
+    objective = settings.get("objective", "time")
+    if not isinstance(objective, Mapping) or "power_modes" not in objective:
+        fixed["power_modes"] = "keep"  # training changes none; +objective.power_modes=auto asks
+    goal = Objective.parse(objective, groups=settings.get("groups") or None, **fixed)
     choice = search(profile, rows=rows, objective=goal, owner=owner)
     return Outcome(choice.plan, choice.prediction, profile, choice)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Sheet:
 
 def sheets(folder: Path) -> list[Sheet]:
     """All tables that the files of a run allow, in the order of reading."""
-    found = [_results(folder), _plan(folder), _devices(folder), *_energy(folder)]
+    found = [_results(folder), _plan(folder), _compared(folder), _devices(folder)]
+    found += _energy(folder)
     return [sheet for sheet in found if sheet is not None and sheet.rows]
 
 
@@ -80,38 +81,40 @@ def _plan(folder: Path) -> Sheet | None:
 
 
 def _devices(folder: Path) -> Sheet | None:
-    """Seconds per batch and the fullest moment, predicted -> measured."""
-    devices = read(folder, "report.json").get("devices") or []
-    prediction = prediction_of(folder)
+    """Where the time of a mean batch went."""
     rows = []
-    for device in devices:
-        measured, rank = device["measured"], device["rank"]
+    for device in read(folder, "report.json").get("devices") or []:
+        measured, stage = device["measured"], device["stage"]
         batches = measured["batches"]
-        expected = prediction.devices.get(rank) if prediction is not None else None
-        if not batches:
-            rows.append([f"{rank} {device['name']}", "no work", *[""] * 5])
+        name = f"{device['rank']} {device['name']}"
+        if stage is None or not batches:
+            rows.append([name, "no work", *[""] * 5])
             continue
-        cells = [
-            f"{rank} {device['name']}",
-            "-" if device["stage"] is None else str(device["stage"]),
+        spent = [
+            seconds(measured[key] / batches)
+            for key in ("compute_s", "communication_s", "wait_s", "total_s")
         ]
-        hoped: dict[str, float | None] = {}
-        if prediction is not None:
-            hoped["total_s"] = prediction.step_s
-        if expected is not None:
-            hoped["compute_s"], hoped["communication_s"] = (
-                expected.compute_s,
-                expected.communication_s,
-            )
-            hoped["wait_s"], hoped["peak"] = expected.waiting_s, expected.peak_bytes
-        for name in ("compute_s", "communication_s", "wait_s", "total_s"):
-            cells.append(_both(hoped.get(name), measured[name] / batches, seconds))
-        cells.append(_both(hoped.get("peak"), device["peak_memory_bytes"], size))
-        rows.append(cells)
-    columns = ("device", "stage", "compute", "comm.", "waiting", "step", "memory")
-    how = "predicted -> measured" if prediction is not None else "measured; nothing was predicted"
-    note = f"per batch; {how}. Measured memory is the whole process', torch included."
+        rows.append([name, str(stage), *spent, size(device["peak_memory_bytes"])])
+    columns = ("device", "stage", "compute", "comm.", "waiting", "in all", "memory")
+    note = "per batch, measured; memory is the whole process', torch included"
     return Sheet("What each device did", columns, rows, note)
+
+
+def _compared(folder: Path) -> Sheet | None:
+    """One step, predicted and measured."""
+    show = {"s": seconds, "B": size, "J": lambda joules: f"{joules:.3g} J"}
+    rows = []
+    for line in read(folder, "report.json").get("compared") or []:
+        pair = [line["predicted"], line["measured"]]
+        if pair == [None, None]:
+            continue
+        off = "" if line["off"] is None else f"{100 * line['off']:+.1f} %"
+        if line["what"] in ("comm.", "waiting"):
+            off = ""  # small parts of a step: their ratio says little
+        cells = ["?" if value is None else show[line["unit"]](value) for value in pair]
+        rows.append([line["device"] or "all", line["what"], *cells, off])
+    columns = ("device", "what", "predicted", "measured", "off by")
+    return Sheet("One step, predicted and measured", columns, rows)
 
 
 def _energy(folder: Path) -> list[Sheet]:
@@ -157,10 +160,6 @@ def _total(stage: Mapping[str, Any]) -> str:
 def number(value: Any) -> str:
     """A number as one reads it."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _both(hoped: float | None, found: float, show: Callable[[float], str]) -> str:
-    return show(found) if hoped is None else f"{show(hoped)} -> {show(found)}"
 
 
 def _joules(energy: str, uncertainty: str) -> str:

@@ -41,7 +41,8 @@ def folder_of(place: Path) -> Path:
 def test_a_profile_in_a_file_is_planned_with(here, capsys):
     assert main(["plan", "profile=saved", "profile.path=mine.yaml", "objective=energy"]) == 0
     shown = capsys.readouterr().out
-    choice = search(Profile.from_yaml("mine.yaml"), rows=16, objective="energy")
+    goal = Objective.parse("energy", power_modes="keep")
+    choice = search(Profile.from_yaml("mine.yaml"), rows=16, objective=goal)
     assert str(choice) in shown
     assert choice.prediction.draw() in shown
     folder = folder_of(here)

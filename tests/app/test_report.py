@@ -12,9 +12,7 @@ import pytest
 
 from lightning_edge.app import between, findings
 from lightning_edge.app.cli import main
-from lightning_edge.plan.plan import Plan
 from lightning_edge.plan.search import search
-from lightning_edge.plan.simulate import simulate
 from tests.plan.profiles import simple
 
 
@@ -38,7 +36,11 @@ def run(tmp_path, monkeypatch):
         }
         for rank in range(2)
     ]  # fmt: skip
-    (folder / "report.json").write_text(json.dumps({"devices": devices}))
+    step = {"device": None, "what": "step", "unit": "s", "predicted": 0.25, "measured": 0.3}
+    joules = {"device": "0 d0", "what": "energy", "unit": "J", "predicted": None, "measured": 2.5}
+    compared = [{**step, "off": -1 / 6}, {**joules, "off": None}]
+    text = json.dumps({"devices": devices, "compared": compared})
+    (folder / "report.json").write_text(text)
     (folder / "logs").mkdir()
     (folder / "logs" / "metrics.csv").write_text("step,train_loss\n1,2.0\n2,1.0\n")
     return folder
@@ -47,12 +49,9 @@ def run(tmp_path, monkeypatch):
 def test_predicted_and_measured_stand_side_by_side(run, capsys):
     assert main(["report"]) == 0
     shown = capsys.readouterr().out
-    plan, profile = Plan.from_yaml(run / "plan.yaml"), simple([1.0, 1.0], mbit=1000)
-    prediction = simulate(plan, profile, rows=8)
-    rank, device = next(iter(prediction.devices.items()))
-    row = next(line for line in shown.splitlines() if f"{rank} {device.name}" in line)
-    assert re.search(r"-> 200 ms.*-> 10 ms.*-> 50 ms.*-> 300 ms", row)
-    assert f"{1e3 * device.compute_s:.3g} ms ->" in row
+    assert re.search(r"all .* step .* 250 ms .* 300 ms .* -16.7 %", shown)
+    assert re.search(r"0 d0 .* energy .* \? .* 2.5 J", shown)
+    assert re.search(r"0 d0 .* 200 ms .* 10 ms .* 50 ms .* 300 ms .* 500 MB", shown)
     assert "0.125" in shown
 
 

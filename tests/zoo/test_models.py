@@ -22,6 +22,9 @@ from lightning_edge.zoo import (
 )
 from tests.trainers import Seen
 
+# transformers and peft warn of each other's and torch's future.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 512,
         "n_positions": 64, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}  # fmt: skip
 BERT = {"model_type": "bert", "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32,
@@ -46,7 +49,7 @@ def fit(model, data, folder, **options) -> L.Trainer:
 
 def test_digits_are_read(tmp_path):
     L.seed_everything(1, verbose=False)
-    trainer = fit(DigitsClassifier(channels=8), Digits(), tmp_path, max_epochs=4)
+    trainer = fit(DigitsClassifier(channels=16), Digits(), tmp_path, max_epochs=6)
     assert trainer.callback_metrics["val_accuracy"] > 0.9
 
 
