@@ -102,7 +102,7 @@ def _devices(folder: Path) -> Sheet | None:
 
 def _compared(folder: Path) -> Sheet | None:
     """One step, predicted and measured."""
-    show = {"s": seconds, "B": size, "J": lambda joules: f"{joules:.3g} J"}
+    show = {"s": seconds, "B": size, "J": _energy_of}
     rows = []
     for line in read(folder, "report.json").get("compared") or []:
         pair = [line["predicted"], line["measured"]]
@@ -160,6 +160,10 @@ def _total(stage: Mapping[str, Any]) -> str:
 def number(value: Any) -> str:
     """A number as one reads it."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _energy_of(joules: float) -> str:
+    return f"{joules:.3g} J"
 
 
 def _joules(energy: str, uncertainty: str) -> str:

@@ -32,7 +32,7 @@ def start(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "LIGHTNING_EDGE_CACHE": str(folder / "cache"), **environment},
     )
 
 

@@ -48,13 +48,13 @@ def test_devices_of_one_network_find_each_other(tmp_path):
 @pytest.mark.timeout(400)
 def test_devices_that_found_each_other_train_as_one(tmp_path):
     from tests.app.commands import command
-    from tests.app.test_train import SMALL, weights
+    from tests.app.test_train import SMALL, TWO, weights
 
     alone = tmp_path / "alone"
     alone.mkdir()
     assert command("train", *SMALL, folder=alone).status == 0
     with Testbed([DeviceSpec("orin"), DeviceSpec("laptop")]) as bed:
-        words = [sys.executable, "-m", "lightning_edge.app", "train", *SMALL, *LAN]
+        words = [sys.executable, "-m", "lightning_edge.app", "train", *SMALL, *LAN, TWO[1]]
         result = bed.run([*words, f"run.root={tmp_path / 'outputs'}"], timeout_s=300).check()
     assert all(device.steps == 3 for device in result.devices.values())
     expected, found = weights(alone), weights(tmp_path)
