@@ -10,7 +10,7 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from lightning_edge.loop.environment import EdgeEnvironment, device_name, unique_names
-from lightning_edge.train.rendezvous import connect
+from lightning_edge.train.rendezvous import connect, meet
 from lightning_edge.train.transport import Transport
 
 __all__: list[str] = []
@@ -36,8 +36,12 @@ class Connection:
             self.names: tuple[str, ...] = (device_name(),)
             self.transport = Transport(HashStore(), 0, 1, timeout=timeout, names=self.names)
             return
-        store, rank, world_size = connect(environment.patience(timeout))
+        patience = environment.patience(timeout)
+        store, rank, world_size = connect(patience)
         store.set(f"lightning_edge/name/{rank}", device_name())
+        # Only names now: all devices, which may import for some time, meet in the transport.
+        ranks = [f"rank {r}" for r in range(world_size)]
+        meet(store, "the start of the run", rank, range(world_size), ranks, patience)
         given = [store.get(f"lightning_edge/name/{r}").decode() for r in range(world_size)]
         self.names = unique_names(given)
         self.transport = Transport(

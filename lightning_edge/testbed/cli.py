@@ -19,6 +19,7 @@ from lightning_edge.errors import TestbedError
 from lightning_edge.testbed import show, slots, units
 from lightning_edge.testbed.bed import Testbed
 from lightning_edge.testbed.boards import known_boards
+from lightning_edge.testbed.faults import Fault
 from lightning_edge.testbed.machine import missing_requirements
 from lightning_edge.testbed.resolve import Pool
 from lightning_edge.testbed.spec import DeviceSpec, PoolSpec, raise_all, read_medium
@@ -158,6 +159,11 @@ def _pool_spec(parsed: argparse.Namespace) -> PoolSpec:
             )
     except TestbedError as error:
         problems.append(str(error))
+    for text in parsed.fault:
+        try:
+            Fault.parse(text)
+        except TestbedError as error:
+            problems.append(str(error))
     raise_all(problems, "the command line")
     scale_links = pool.scale_links or parsed.scale_links
     return replace(pool, devices=(*pool.devices, *devices), scale_links=scale_links)

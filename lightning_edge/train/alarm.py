@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Alarm"]
 
 LOOK_S = 1.0  # how long to look for the reason of a connection that closed
+LINGER_S = 0.5  # how long rank 0, which often has the store, stays for the others to look
 _WATCH_TAG, _PROBE_TAG = 1 << 30, (1 << 30) + 2
 _FAILURE, _FAILURES = "failure", "failures"
 _LIVELY_S = 2.0  # whoever was heard of since then is not standing still
@@ -151,6 +152,8 @@ class Alarm:
                 self.failure = TransportError(f"{self.names[self._rank]} has aborted: {text}")
                 self._tell(f"{self.names[self._rank]} failed first: {text}")
             self._cut()
+            if self._rank == 0 and self._meshes:
+                time.sleep(LINGER_S)
 
     def _watch(self, work: Work, successor: int) -> None:
         try:
@@ -224,6 +227,12 @@ class Alarm:
                 )
                 self.failure = PeerError(text)
                 self._tell(text)
+            elif self._rank != 0 and 0 not in peers and self._store_is_gone():
+                text = (
+                    f"{self.names[0]} failed first: its store has gone, without a word"
+                    " (process killed, device off, or network down)"
+                )
+                self.failure = PeerError(f"{text}, while {doing}" if doing else text)
             else:
                 text = (
                     f"{self._call(self._gone(peers))} failed first: its connection to {me} closed"
@@ -258,6 +267,9 @@ class Alarm:
             return None
         text = bounded(lambda: self._store.get(_FAILURE), LOOK_S)
         return None if text is None else text.decode("utf-8", "replace")
+
+    def _store_is_gone(self) -> bool:
+        return bounded(lambda: self._store.check([_FAILURE]), LOOK_S) is None
 
     def _tell(self, text: str) -> None:
         def write() -> None:

@@ -22,10 +22,10 @@ POOLS = sorted((Path(__file__).parents[2] / "conf" / "testbed").glob("*.yaml"))
 
 def test_every_problem_of_a_command_line_is_named_at_once(capsys):
     arguments = ["run", "--device", "cpu=x", "--device", "colour=1", "--medium", "no.csv"]
-    assert main([*arguments, "--", "true"]) == 2
+    assert main([*arguments, "--fault", "boom", "--", "true"]) == 2
     said = capsys.readouterr().err
-    assert "3 problems" in said
-    for part in ("--device cpu=x", "'colour'", "no.csv"):
+    assert "4 problems" in said
+    for part in ("--device cpu=x", "'colour'", "no.csv", "the fault 'boom'"):
         assert part in said
 
 
