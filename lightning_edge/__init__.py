@@ -14,13 +14,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_edge.callbacks import EnergyLogger
+    from lightning_edge.callbacks import EdgeProfiler, EnergyLogger
     from lightning_edge.plan.plan import Pipeline, Plan, Stage
     from lightning_edge.strategy import EdgeCollabStrategy
     from lightning_edge.train.phases import find_cuts as cuts
 
 __all__ = [
     "EdgeCollabStrategy",
+    "EdgeProfiler",
     "EnergyLogger",
     "Pipeline",
     "Plan",
@@ -34,6 +35,7 @@ __version__ = "0.1.0.dev0"
 # Loaded when first asked for: EnergyLogger brings scipy along.
 _PLACES = {
     "EdgeCollabStrategy": ("lightning_edge.strategy", "EdgeCollabStrategy"),
+    "EdgeProfiler": ("lightning_edge.callbacks", "EdgeProfiler"),
     "EnergyLogger": ("lightning_edge.callbacks", "EnergyLogger"),
     "Pipeline": ("lightning_edge.plan.plan", "Pipeline"),
     "Plan": ("lightning_edge.plan.plan", "Plan"),

@@ -141,6 +141,10 @@ class EdgeCollabStrategy(StateHooks):
         """What the plan was made from; None if nothing was measured or given."""
         return self.decision.profile if self.decision is not None else None
 
+    def refined_profile(self) -> Profile | None:
+        """The profile with what training has measured so far; called by all ranks."""
+        return self._parts.refined_profile() if self._parts is not None else None
+
     @property
     def device_names(self) -> tuple[str, ...]:
         """The devices' names, by rank."""

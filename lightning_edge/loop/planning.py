@@ -124,7 +124,7 @@ def decide(case: Case) -> Decision:
 def _profile(case: Case) -> Profile | None:
     """The profile to plan or to predict with, if there is to be one."""
     options = case.options
-    asked = options.profile != "auto" or _profiler(case.trainer) is not None
+    asked = options.profile != "auto" or profiler_callback(case.trainer) is not None
     wanted = asked or (options.plan is None and len(case.names) > 1)
     if not case.fitting or not wanted:
         return None
@@ -139,7 +139,7 @@ def _profile(case: Case) -> Profile | None:
 
 def profiler_of(case: Case) -> Profiler:
     """What profiles the participants of a run."""
-    options, callback = case.options, _profiler(case.trainer)
+    options, callback = case.options, profiler_callback(case.trainer)
     given: tuple[str, ...] = ()
     if isinstance(options.profile, Profile):
         given = options.profile.model.cuts
@@ -156,11 +156,13 @@ def profiler_of(case: Case) -> Profiler:
     settings: dict[str, Any] = {"cache": ProfileCache(), "given": options.profile}
     if callback is not None:
         settings |= callback.settings
+    if isinstance(options.profile, Profile):
+        settings["given"] = options.profile
     settings |= {"keep": given, "wire_dtype": options.wire_dtype}
     return Profiler(case.transport, case.names, case.trainer, subject, Settings(**settings))
 
 
-def _profiler(trainer: Any) -> Any:
+def profiler_callback(trainer: Any) -> Any:
     """The user's `EdgeProfiler`, if there is one."""
     found = [c for c in trainer.callbacks if hasattr(c, "edge_profiler_settings")]
     return found[0].edge_profiler_settings if found else None

@@ -59,6 +59,7 @@ class Settings:
         cache: Where profiles are stored; None stores nothing.
         keep: Blocks that a stage may have to begin at.
         wire_dtype: What floating tensors are cast to between devices.
+        drift: How much slower or faster than profiled a device computes before it is told of.
     """
 
     given: str | Profile = "auto"
@@ -67,6 +68,7 @@ class Settings:
     cache: ProfileCache | None = None
     keep: tuple[str, ...] = ()
     wire_dtype: torch.dtype | None = None
+    drift: float = 0.15
 
 
 class Profiler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,19 @@ from torch import Tensor
 from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop import agreement, averages, batch_weights, clip
 from lightning_edge.loop.announce import announce
+from lightning_edge.loop.drift import DRIFT, Drift
 from lightning_edge.loop.epoch_end import EpochEndHooks
 from lightning_edge.loop.listeners import heard_steps
 from lightning_edge.loop.loader import Feed
 from lightning_edge.loop.memory import TrainingMemory
 from lightning_edge.loop.options import Options
-from lightning_edge.loop.planning import Case, decide
+from lightning_edge.loop.planning import Case, decide, profiler_callback
 from lightning_edge.loop.records import Recorder
 from lightning_edge.loop.refusals import refuse, warn_of_partial_norms
 from lightning_edge.loop.run import Run
 from lightning_edge.loop.transfer import BatchTransfer
+from lightning_edge.plan.profile import Profile
+from lightning_edge.profile.refine import Paces, refined
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
@@ -116,7 +119,7 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
     )
     strategy.building.placed()
     _ = trainer.log_dir  # asked while all ranks listen, so that it is known inside steps
-    return RunParts(strategy, trainer, stage, feed, seed, probe.weighted)
+    return RunParts(strategy, trainer, options, stage, feed, seed, probe.weighted)
 
 
 def _context(strategy: EdgeCollabStrategy, kind: str) -> Callable[[], Any]:
@@ -177,6 +180,7 @@ class RunParts:
         self,
         strategy: EdgeCollabStrategy,
         trainer: pl.Trainer,
+        options: Options,
         stage: Stage,
         feed: Feed,
         seed: int,
@@ -199,6 +203,17 @@ class RunParts:
             feed, trainer, strategy.root_device, seed=seed, aligned=self._aligned
         )
         heard = heard_steps(trainer, module)
+        decision, self._epoch = strategy.decision, trainer.current_epoch
+        self._drift = None
+        if decision is not None and decision.prediction is not None:
+            self._drift = Drift(
+                decision,
+                transport,
+                strategy.device_names,
+                options,
+                decision.prediction.rows,
+                None if options.data == "every" else feed.owner,
+            )
         self._run = Run(module, stage, self.recorder, self.transfer, weighted, heard)
         self._copies = list(averages.copies(module, trainer.callbacks))  # type: ignore[attr-defined]
         self._undo: list[Callable[[], None]] = []
@@ -224,6 +239,7 @@ class RunParts:
 
     def train(self, args: tuple[Any, ...], synchronise: bool) -> Any:
         """One training batch."""
+        self._look_at_epoch()
         accumulate = self._trainer.accumulate_grad_batches
         fresh = self._trainer.fit_loop.batch_idx % accumulate == 0
         return self._run.train(
@@ -266,6 +282,7 @@ class RunParts:
 
     def report(self) -> Report:
         """What every device did; collective."""
+        self.paces()
         transport, stage = self.stage.transport, self.stage
         own = DeviceReport(
             rank=transport.rank,
@@ -289,6 +306,32 @@ class RunParts:
         decision = self._strategy.decision
         prediction = decision.prediction if decision is not None else None
         return Report.from_parts(gathered, None if prediction is None else prediction.to_dict())
+
+    def _look_at_epoch(self) -> None:
+        """At the first batch of an epoch, hold the one before against the prediction."""
+        epoch = self._trainer.current_epoch
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.paces()
+            self._run.pace.interrupt()
+
+    def paces(self) -> Mapping[int, Paces]:
+        """How fast devices were against what was predicted; collective."""
+        measured, pace = self._run.measured, self._run.pace.median_s
+        if self._drift is None or not measured.batches or pace is None:
+            return {}
+        callback = profiler_callback(self._trainer)
+        limit = callback.settings["drift"] if callback is not None else DRIFT
+        n = measured.batches
+        between_s = max(pace - measured.total_s / n, 0.0)
+        return self._drift.look(measured.compute_s / n, between_s, limit)
+
+    def refined_profile(self) -> Profile | None:
+        """The profile with what training measured; collective."""
+        found, decision = self.paces(), self._strategy.decision
+        if decision is None or decision.profile is None:
+            return None
+        return refined(decision.profile, found)
 
     def _energy_j(self) -> float | None:
         """Joules of training on this device, if an `EnergyLogger` has counted them."""

@@ -1,0 +1,128 @@
+"""At an epoch's end: is every device as fast as profiled, and is the plan still the best one?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_edge.errors import EdgeError
+from lightning_edge.loop.planning import Decision, objective_of
+from lightning_edge.plan.search import search
+from lightning_edge.plan.simulate import simulate
+from lightning_edge.profile.refine import Paces, paces, refined
+
+if TYPE_CHECKING:
+    from lightning_edge.loop.options import Options
+    from lightning_edge.train.transport import Transport
+
+__all__: list[str] = []
+
+DRIFT = 0.15
+"""How much slower or faster than profiled a device computes before it is told of."""
+WORTH_SEARCHING = 0.05
+
+
+class Drift:
+    """Watches a training that was predicted; all ranks have one and use it at the same time.
+
+    Args:
+        decision: What was decided and predicted.
+        transport: Connects the ranks.
+        names: Of the devices, by rank.
+        options: What the user set.
+        rows: Of the whole batch.
+        owner: Rank that loads the data; None if all do.
+    """
+
+    def __init__(
+        self,
+        decision: Decision,
+        transport: Transport,
+        names: tuple[str, ...],
+        options: Options,
+        rows: int,
+        owner: int | None,
+    ) -> None:
+        self._decision, self._transport, self._names = decision, transport, names
+        self._options, self._rows, self._owner = options, rows, owner
+        self._told: set[str] = set()
+
+    def look(self, compute_s: float, between_s: float, drift: float = DRIFT) -> dict[int, Paces]:
+        """Compare this epoch with the prediction, and say what matters; collective.
+
+        Args:
+            compute_s: Of this device in a mean step's forwards and backwards.
+            between_s: Between two steps.
+            drift: From how much on a device is told of.
+        """
+        profile, prediction = self._decision.profile, self._decision.prediction
+        if profile is None or prediction is None:
+            return {}
+        gathered = self._transport.all_gather([compute_s, between_s])
+        measured = {rank: (float(a), float(b)) for rank, (a, b) in enumerate(gathered)}
+        found = paces(profile, self._decision.plan, prediction, measured)
+        for sentence in drifted({self._names[r]: p.slower for r, p in found.items()}, drift):
+            self._tell(sentence)
+        moved = any(abs(pace.slower - 1) > WORTH_SEARCHING for pace in found.values())
+        auto = self._options.plan is None and self._options.replan > 0
+        if auto and moved and self._transport.rank == 0:
+            self._look_for_better(found)
+        return found
+
+    def _look_for_better(self, found: Mapping[int, Paces]) -> None:
+        """On rank 0: search again with the devices as they are now."""
+        assert self._decision.profile is not None
+        now = refined(self._decision.profile, found)
+        try:
+            current = simulate(self._decision.plan, now, rows=self._rows, owner=self._owner)
+            choice = search(
+                now, rows=self._rows, objective=objective_of(self._options), owner=self._owner
+            )
+        except EdgeError:
+            return
+        goal = choice.objective.minimize
+        ratios = {
+            "time": choice.prediction.step_s / current.step_s,
+            "energy": (choice.prediction.energy_j or 1.0) / (current.energy_j or 1.0),
+        }
+        ratio = ratios["time"] * ratios["energy"] if goal == "edp" else ratios[goal]
+        if ratio < 1 - self._options.replan and choice.plan != self._decision.plan:
+            stages = " -> ".join(
+                "+".join(self._names[int(rank)] for rank in stage.devices)
+                for stage in choice.plan.stages
+            )
+            self._tell(
+                f"another plan would now be {100 * (1 - ratio):.0f} % better ({goal}): {stages},"
+                f" {choice.plan.micro_batches} micro-batches; start again with profile='measure'"
+                f" to use it"
+            )
+
+    def _tell(self, sentence: str) -> None:
+        """Say it, once."""
+        if sentence.partition(" is ")[0] not in self._told:
+            self._told.add(sentence.partition(" is ")[0])
+            rank_zero_info(f"edge_collab: {sentence}")
+
+
+def drifted(slowdowns: Mapping[str, float], limit: float) -> list[str]:
+    """Say which devices are not as fast as they were profiled.
+
+    Args:
+        slowdowns: Device -> measured seconds of computing over the predicted ones.
+        limit: From how much on it is told.
+    """
+    found = []
+    for name, ratio in slowdowns.items():
+        if ratio > 1 + limit:
+            found.append(
+                f"{name} is {100 * (ratio - 1):.0f} % slower than profiled: hot, on battery, or"
+                f" busy with something else?"
+            )
+        elif ratio < 1 - limit:
+            found.append(
+                f"{name} is {100 * (1 - ratio):.0f} % faster than profiled: was it busy then?"
+                f" profile='measure' looks again"
+            )
+    return found
