@@ -180,3 +180,54 @@ def test_a_profile_is_read_from_a_file_or_a_mapping(tmp_path: Path) -> None:
     assert settings().replan == 0.1
     assert settings(replan=False).replan == 0
     assert replace(settings(), profile="measure").profile == "measure"
+
+
+def profiled(rank: int, world_size: int, folder: str) -> tuple[Any, ...]:
+    """A plan of the user's, profiled by an EdgeProfiler, on devices as this machine has them."""
+    import lightning as L
+
+    import lightning_edge
+    from tests.trainers import Module, loaders
+
+    os.environ["LIGHTNING_EDGE_DEVICE"] = f"d{rank}"
+    plan = {
+        "pipelines": [{"stages": [{"devices": [0]}, {"start": "net.blocks.2", "devices": [1]}]}],
+        "micro_batches": 2,
+    }
+    given = Profile.from_mapping(profile([1.0, 1.0], STARTS))
+    strategy = lightning_edge.EdgeCollabStrategy(plan, profile=given)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        strategy=strategy,
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[lightning_edge.EdgeProfiler(path=f"{folder}/profile.yaml", cache=folder)],
+    )
+    trainer.fit(Module({"model": "tiny"}), loaders({"model": "tiny"})[0])
+    report = strategy.report()
+    strategy.disconnect()
+    return str(report), report.to_dict(), report.compared()
+
+
+def test_an_edge_profiler_predicts_a_plan_of_ones_own_and_refines_the_profile(
+    pool: Pool, tmp_path: Path
+) -> None:
+    (text, plain, lines), _ = pool.run(profiled, 2, str(tmp_path))
+    assert "One step, predicted and measured" in text
+    by_name = {(line.device, line.what): line for line in lines}
+    sent = by_name["0 d0", "sent"]
+    assert sent.predicted is not None
+    assert sent.measured is not None
+    assert sent.measured > 0
+    step = by_name[None, "step"]
+    assert step.predicted == plain["predicted"]["step_s"] > 0
+    assert step.measured is not None
+    assert step.measured > 0
+    assert len(plain["compared"]) == len(lines) == 2 + 2 * 6
+    better = Profile.from_yaml(tmp_path / "profile.yaml")
+    # nothing on this machine takes the 30 ms a row that the profile says
+    assert better.model.blocks[1].timings["any"].forward_s[1] < 0.08
+    assert better.devices[0].provenance_of("step_s") == "measured"
