@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from torch.utils._pytree import tree_leaves
 
 from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop.inside import InsideStep
@@ -25,6 +26,7 @@ from lightning_edge.loop.merge import Logged, merge, pack, unpack
 from lightning_edge.loop.metrics import MetricWatch
 from lightning_edge.loop.standin import StandIn
 from lightning_edge.loop.tape import Tape
+from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.train.transport import Transport
 
 __all__: list[str] = []
@@ -65,6 +67,8 @@ class Recorder:
         self._rows = 0
         # Rows that each last-stage device has had, by hook, since that loop's last epoch end.
         self._rows_seen: dict[str, dict[int, int]] = {}
+        # Gives a tree of values with what was received for placeholders in it; set by the run.
+        self.received: Callable[[Any], Any] = lambda tree: tree
 
     def open(self) -> None:
         """Open the streams. Every device calls it once the transport is up."""
@@ -116,10 +120,20 @@ class Recorder:
     @contextmanager
     def _recording(self, rows: int) -> Iterator[None]:
         self._tape.micro_batch(rows)
-        self._set_log(self._tape.record if self.is_last else _ignore)
+        early: list[Any] = []  # logs in front of this stage, of values that are yet to come
+
+        def record(*args: Any, **kwargs: Any) -> None:
+            if any(is_fake(leaf) for leaf in tree_leaves((args, kwargs))):
+                early.append((args, kwargs))
+            else:
+                self._tape.record(*args, **kwargs)
+
+        self._set_log(record if self.is_last else _ignore)
         try:
             with self.inside(self._where):
                 yield
+                for args, kwargs in self.received(early):
+                    self._tape.record(*args, **kwargs)
         finally:
             self._set_log(self._refuse_log)
 

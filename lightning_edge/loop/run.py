@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_edge.errors import UnsupportedError
 from lightning_edge.loop.pace import Pace
+from lightning_edge.loop.padding import PaddingWatch
 from lightning_edge.loop.records import Recorder
 from lightning_edge.loop.transfer import BatchTransfer
 from lightning_edge.report import Measured
@@ -63,6 +64,8 @@ class Run:
         self.rows = 0
         self._weighted, self._heard = weighted, heard
         self._number = 0
+        divided = stage.plan.micro_batches != 1 or len(stage.plan.ranks(stage.last)) > 1
+        self._padding = PaddingWatch(divided, weighted)
 
     def train(
         self,
@@ -82,6 +85,7 @@ class Run:
         """
         self.pace.begin()
         batch = self._batch(args[0], training=True)
+        self._padding.look(batch.data)
         loss = _Loss(batch.rows, accumulate, self._weighted, "training_step" in self._heard)
         shares: dict[int, Mapping[str, Any]] = {}
 

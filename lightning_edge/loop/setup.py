@@ -198,6 +198,7 @@ class RunParts:
             world_size=transport.world_size,
             inside=strategy.inside,
         )
+        self.recorder.received = stage.replay.received
         self.epoch_end = EpochEndHooks(module, self.recorder)
         self.transfer = BatchTransfer(
             feed, trainer, strategy.root_device, seed=seed, aligned=self._aligned

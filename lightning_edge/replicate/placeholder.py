@@ -7,8 +7,9 @@ that the user's own code runs in front of this device's stage at the cost of sha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -80,6 +81,14 @@ def materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
         parameter.size(), parameter.stride(), dtype=parameter.dtype, device=device
     )
     return nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Run what `torch.compile` has wrapped as it is: placeholders cannot be compiled for."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

@@ -133,6 +133,12 @@ def _between_blocks(probe: Probe, module: nn.Module, legal: Sequence[Call]) -> l
     return found
 
 
+def outer_blocks(module: nn.Module) -> list[str]:
+    """Members of `nn.ModuleList` and `nn.Sequential` that lie in no other member, in order."""
+    outer, _ = _blocks(module)
+    return [name for name, _ in module.named_modules() if name in outer]
+
+
 def _blocks(module: nn.Module) -> tuple[set[str], set[str]]:
     """Members of lists of modules: those in no other member, and the others."""
     outer: set[str] = set()

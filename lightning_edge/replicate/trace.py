@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lightning_edge.replicate.placeholder import (
+    eager,
     fake_mode,
     is_fake,
     placeholder_like,
@@ -54,6 +55,17 @@ _METADATA_METHODS = frozenset(
     ]
 )
 RESULT = "the step's result"
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(q.shape, k.shape, v.shape))
+
+
+# what torch counts, and the attention that CPUs run
+_FLOPS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    **flop_registry,
+}
 
 
 @dataclass
@@ -156,6 +168,7 @@ def _run(
         for attribute in ("log", "log_dict", "print"):
             module.__dict__[attribute] = _log(trace)
         stack.callback(Trials(module, trials, lambda name: _tried(trace, module, name)).close)
+        stack.enter_context(eager())
         stack.enter_context(context())
         stack.enter_context(_Operations(trace))
         stack.enter_context(_Watch(trace, names))
@@ -280,7 +293,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except Exception:  # it needs data, or nobody taught it to do without
             trace.stuck_in = trace.where.module
             raise
-        count = flop_registry.get(func.overloadpacket)
+        count = _FLOPS.get(func.overloadpacket)
         if count is not None:
             made = trace.flops.get(trace.position, 0)
             trace.flops[trace.position] = made + int(count(*args, **kwargs, out_val=out))

@@ -111,6 +111,15 @@ class Carry:
         self._handles = []
 
 
+def received(tree: Any, substitutes: Substitutes) -> Any:
+    """A tree of values with what was received in it."""
+    if not substitutes:
+        return tree
+    return tree_map(
+        lambda leaf: substitutes[id(leaf)][1] if id(leaf) in substitutes else leaf, tree
+    )
+
+
 class _Mode(TorchFunctionMode):
     def __init__(self, carry: Carry, substitutes: Substitutes) -> None:
         super().__init__()

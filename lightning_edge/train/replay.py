@@ -16,9 +16,11 @@ the module is rewritten.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +29,11 @@ from torch.utils._pytree import tree_map
 
 from lightning_edge.errors import SplitError, UnsupportedError
 from lightning_edge.replicate.mode import PlaceholderMode
-from lightning_edge.replicate.placeholder import is_fake
+from lightning_edge.replicate.placeholder import eager, is_fake
 from lightning_edge.replicate.probe import Leaf
 from lightning_edge.replicate.randomness import mix, seed_all
 from lightning_edge.replicate.trace import paths_and_leaves
-from lightning_edge.train.carry import Carry, Substitutes
+from lightning_edge.train.carry import Carry, Substitutes, received
 from lightning_edge.train.values import Arrival, Value
 
 __all__: list[str] = []
@@ -119,6 +121,7 @@ class Replay:
         self.active: MicroBatch | None = None
         self._handles: list[Any] = []
         self._carry = Carry(module)
+        self._prefix = ExitStack()  # left where this stage begins
         for name, hook in ((entry, self._enter), (exit, self._leave)):
             if name is not None:
                 target = module.get_submodule(name)
@@ -159,13 +162,15 @@ class Replay:
         seed_all(mix(*self._seeds, m))
         with self._running(micro_batch, micro_batch.found):
             self._allow_mixing(self.entry is not None)
+            if self.entry is not None:
+                self._prefix.enter_context(eager())
             try:
                 micro_batch.output = self._step(micro_batch.batch, m)
             except StageExit as leave:
                 micro_batch.outputs = leave.values
             except Exception as error:
                 raise self._explained(error) from error
-        micro_batch.output = _received(micro_batch.output, micro_batch.substitutes)
+        micro_batch.output = received(micro_batch.output, micro_batch.substitutes)
         micro_batch.batch = None
         micro_batch.found = {}
         self._check_passed(micro_batch)
@@ -202,7 +207,7 @@ class Replay:
         if self._mode is not None:
             self._mode.lenient = True
         try:
-            with ExitStack() as stack:
+            with ExitStack() as stack, self._prefix:
                 if self._phase.substitutes or self._phase.sites:
                     stack.enter_context(self._carry.running(micro_batch.substitutes, found))
                 yield
@@ -215,6 +220,10 @@ class Replay:
     def _allow_mixing(self, allowed: bool) -> None:
         if self._mode is not None:
             self._mode.allow_non_fake_inputs = allowed
+
+    def received(self, tree: Any) -> Any:
+        """A tree of values of the running micro-batch with what was received in it."""
+        return tree if self.active is None else received(tree, self.active.substitutes)
 
     def _enter(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Pre-hook of this stage's first module: fake arguments become what was received."""
@@ -238,6 +247,7 @@ class Replay:
 
     def _receive(self, micro_batch: MicroBatch, leaves: list[tuple[str, Any]]) -> None:
         assert micro_batch.receive is not None
+        self._prefix.close()
         micro_batch.entered = True
         micro_batch.arrival = Arrival(micro_batch.receive())
         micro_batch.tensors = micro_batch.arrival.tensors()
@@ -315,7 +325,7 @@ class Replay:
 
     def _explained(self, error: Exception) -> Exception:
         if self.entry is not None and _MIXED in str(error):
-            return SplitError(_beside(self.entry, None))
+            return SplitError(f"{_beside(self.entry, None)} It is used in {_line_of(error)}.")
         return error
 
     def _check_passed(self, micro_batch: MicroBatch) -> None:
@@ -344,13 +354,12 @@ class Replay:
         self._open, self._waiting, self.active = {}, {}, None
 
 
-def _received(output: Any, substitutes: Substitutes) -> Any:
-    """A step's result with what was received in it."""
-    if not substitutes:
-        return output
-    return tree_map(
-        lambda leaf: substitutes[id(leaf)][1] if id(leaf) in substitutes else leaf, output
-    )
+def _line_of(error: Exception) -> str:
+    """The user's line an error comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not {"torch", "lightning_edge"} & set(Path(f.filename).parts)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}, {frame.name}: {frame.line}"
 
 
 def _kind(tensor: Tensor) -> str:

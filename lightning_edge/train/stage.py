@@ -39,6 +39,7 @@ from lightning_edge.train.gradients import Gradients
 from lightning_edge.train.job import Batch, Job
 from lightning_edge.train.masks import Masks
 from lightning_edge.train.phases import Phases
+from lightning_edge.train.recompute import Recompute
 from lightning_edge.train.replay import MicroBatch, Replay
 from lightning_edge.train.skip import Prefix
 from lightning_edge.train.transport import Channel, Transport
@@ -113,6 +114,9 @@ class Stage:
         self.replay = Replay(module, self._mode, entry, leave)
         self._prefix = Prefix(module, entry, self._in_prefix)
         self._prefix.know(probe)
+        self._recompute: Recompute | None = None
+        if self.index is not None and plan.stages[self.index].checkpoint:
+            self._recompute = Recompute(module, probe, entry, leave, lambda: self.replay.active)
         self.phases = Phases(module, self.starts, self.index if self.index is not None else 0)
         self._drawing: frozenset[str] = frozenset()
         self._masks: Masks | None = None
@@ -330,7 +334,7 @@ class Stage:
     def close(self) -> None:
         """Take everything off the module but the placeholders."""
         self.replay.close()
-        for part in (self._prefix, self._masks, self.gradients):
+        for part in (self._recompute, self._prefix, self._masks, self.gradients):
             if part is not None:
                 part.close()
 

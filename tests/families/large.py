@@ -44,6 +44,8 @@ class Large(L.LightningModule):
             self.net = FAMILIES[self.options["model"]][0]().train()
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.options.get("early"):  # in front of all cuts
+            self.log("early", self.net.embedding(batch["input_ids"]).square().mean())
         loss = self.net.training_step(batch)
         self.log("train_loss", loss)
         return loss
@@ -92,11 +94,12 @@ def _run(rank: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
     if resume and rank and options.get("only_rank_0_has_it"):
         resume = f"{resume}.elsewhere"
     trainer.fit(module, train, val, ckpt_path=resume)
-    after = trainer.callback_metrics["val_loss"]
+    metrics = dict(trainer.callback_metrics)
     again = trainer.validate(module, val, verbose=False)
     found = {
         "losses": seen.losses,
-        "val_loss": float(after),
+        "val_loss": float(metrics["val_loss"]),
+        "early": float(metrics.get("early", 0.0)),
         "again": again[0]["val_loss"],
         "held": sum(p.numel() for p in module.parameters() if not is_fake(p)),
         "all": sum(p.numel() for p in module.parameters()),

@@ -15,6 +15,8 @@ from tests.train.stages import largest_difference
 from tests.train.test_transparency import LAYOUTS, plan_of
 
 TOLERANCE = 2e-6
+slow = pytest.mark.slow
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
 def plan_for(model: str, layout: str) -> dict[str, Any]:
@@ -32,12 +34,15 @@ def compare(results: list[dict[str, Any]], alone: dict[str, Any]) -> None:
         assert largest_difference(result["state"], held) < TOLERANCE
 
 
-@pytest.mark.parametrize("model", ["gpt2", pytest.param("lightning-demo", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("layout", ["1-1-1", pytest.param("2-1", marks=pytest.mark.slow)])
+MORE = ("lightning-demo", "t5", "unet", "mixture-of-experts", "bert", "swin", "lora-llama")
+
+
+@pytest.mark.parametrize("model", ["gpt2", *(pytest.param(m, marks=slow) for m in MORE)])
+@pytest.mark.parametrize("layout", ["1-1-1", pytest.param("2-1", marks=slow)])
 def test_a_model_nobody_has_whole_trains_like_one_process(
     pool: Pool, tmp_path: Path, model: str, layout: str
 ) -> None:
-    options = {"model": model, "sgd": layout == "2-1"}
+    options = {"model": model, "sgd": layout == "2-1" or model != "gpt2"}
     alone = run(0, 1, "alone", options, str(tmp_path / "alone"))
     plan = plan_for(model, layout)
     results = pool.run(run, 3, plan, options, str(tmp_path / "parts"))
@@ -84,3 +89,12 @@ def test_a_checkpoint_of_another_model_is_named(pool: Pool, tmp_path: Path) -> N
     options = {"model": "gpt2", "resume": str(tmp_path / "kept.ckpt")}
     with pytest.raises(Exception, match="net.model.transformer.wte.weight is missing in it"):
         pool.run(run, 2, plan_for("gpt2", "1-1"), options, str(tmp_path / "parts"))
+
+
+@pytest.mark.slow
+def test_what_is_logged_in_front_of_a_cut_is_logged(pool: Pool, tmp_path: Path) -> None:
+    options = {"model": "residuals", "sgd": True, "early": True}
+    alone = run(0, 1, "alone", options, str(tmp_path / "alone"))
+    assert alone["early"] > 0
+    for result in pool.run(run, 3, plan_for("residuals", "1-1-1"), options, str(tmp_path / "cut")):
+        assert result["early"] == pytest.approx(alone["early"], rel=1e-6)

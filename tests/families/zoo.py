@@ -13,7 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.models import LENGTH, MODELS, VOCAB, Batch, Step, _classes, _images, _pixels, _text
+from tests.models import (
+    LENGTH,
+    MODELS,
+    VOCAB,
+    Batch,
+    Step,
+    Tiny,
+    _classes,
+    _images,
+    _pixels,
+    _text,
+)
 
 Family = tuple[Callable[[], nn.Module], Callable[[int, int], Batch], tuple[str, ...]]
 
@@ -273,7 +284,7 @@ def _demo() -> nn.Module:
     return Demo()
 
 
-def _lora(classifier: bool) -> nn.Module:
+def _lora(classifier: bool, **more: Any) -> nn.Module:
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -290,12 +301,30 @@ def _lora(classifier: bool) -> nn.Module:
         task, targets = TaskType.SEQ_CLS, ["query", "value"]
     else:
         model, task, targets = llama(), TaskType.CAUSAL_LM, ["q_proj", "v_proj"]
-    config = LoraConfig(task_type=task, r=2, lora_alpha=4, target_modules=targets)
+    config = LoraConfig(task_type=task, r=2, lora_alpha=4, target_modules=targets, **more)
     step = Step(get_peft_model(model, config))
     for name, parameter in step.named_parameters():
         if "lora_B" in name:  # zero by default, and A would have no gradient in the first step
             nn.init.normal_(parameter, std=0.1)
     return step
+
+
+COMPILED: list[Any] = []
+
+
+def _keep_graph(graph: Any, inputs: Any) -> Any:
+    COMPILED.append(graph)
+    return graph.forward
+
+
+def _compiled(in_place: bool) -> nn.Module:
+    model = Tiny()
+    for i, block in enumerate(model.blocks):
+        if in_place:
+            block.compile(backend=_keep_graph)
+        else:
+            model.blocks[i] = torch.compile(block, backend=_keep_graph)  # type: ignore[assignment]
+    return model
 
 
 def _speech(rows: int, seed: int) -> Batch:
@@ -382,3 +411,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 MODELS.update(FAMILIES)
+MODELS["lora-late"] = (
+    lambda: _lora(False, layers_to_transform=[2, 3]),
+    *FAMILIES["lora-llama"][1:],
+)
+for _name, _in_place in (("tiny-compiled", False), ("tiny-compiled-in-place", True)):
+    MODELS[_name] = (lambda _in_place=_in_place: _compiled(_in_place), *MODELS["tiny"][1:])  # type: ignore[misc]

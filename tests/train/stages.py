@@ -76,7 +76,8 @@ def train_stage(
             gradients.append(_gradients(module))
             optimizer.step()
             optimizer.zero_grad()
-        counted = dict(transport.reset_counters().peers)
+        counters = transport.reset_counters()
+        counted = dict(counters.peers)
         total = [sum(parts) for parts in zip(*transport.all_gather(losses), strict=True)]
         stage.synchronise()
         stage.close()
@@ -89,6 +90,7 @@ def train_stage(
         "stage": stage.index,
         "holders": stage.holders,
         "open": open_micro_batches,
+        "reduced_bytes": counters.reduced_bytes,
         "sent": {peer: c.messages_sent for peer, c in counted.items()},
     }
 
