@@ -170,7 +170,6 @@ class Replay:
                 micro_batch.outputs = leave.values
             except Exception as error:
                 raise self._explained(error) from error
-        micro_batch.output = received(micro_batch.output, micro_batch.substitutes)
         micro_batch.batch = None
         micro_batch.found = {}
         self._check_passed(micro_batch)

@@ -243,7 +243,7 @@ class Stage:
             micro_batch = self.replay.active
             assert micro_batch is not None
             with job.around(micro_batch.rows), job.context():
-                output = job.step(data)
+                output = self.replay.received(job.step(data))
             job.on_output(micro_batch, output)
             return output
 
