@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+import tests.families.zoo  # noqa: F401  (its models count among tests.models.MODELS)
 from lightning_edge.replicate.placeholder import is_fake
-from tests.families import zoo
+from tests.families.own import COMPILED
 from tests.models import MODELS
 from tests.train.stages import train_stage
 
@@ -54,10 +55,10 @@ def train_counted(rank: int, world_size: int, *args: Any) -> Any:
 
 def train_compiled(rank: int, world_size: int, *args: Any) -> Any:
     """Also count the graphs that were compiled, of operations on real tensors."""
-    zoo.COMPILED.clear()
+    COMPILED.clear()
     torch._dynamo.reset()
     result = train_stage(rank, world_size, *args)
-    return {**result, "compiled": len(zoo.COMPILED)}
+    return {**result, "compiled": len(COMPILED)}
 
 
 def train_lora(rank: int, world_size: int, plan: Any, model: str, *args: Any) -> Any:
