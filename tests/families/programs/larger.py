@@ -45,7 +45,7 @@ class Larger(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         # eps is large beside these gradients: Adam makes full steps of rounding errors otherwise
-        return torch.optim.Adam(self.parameters(), lr=1e-2, eps=1e-4)
+        return torch.optim.Adam(self.parameters(), lr=1e-3, eps=1e-4)
 
 
 def main(settings: dict[str, Any]) -> None:
