@@ -67,6 +67,10 @@ class Judge:
             mode.has_power for rank in rules.ranks for mode in self.costs.devices[rank].modes
         )
 
+    def afresh(self) -> Judge:
+        """Return the same judge, that knows no verdicts yet."""
+        return Judge(self.simulator, self.objective, self.rules, self.max_step_s)
+
     @property
     def wants_joules(self) -> bool:
         """Whether the fewest joules may be better than the shortest step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lightning_edge.plan.assignment import Assignment
 from lightning_edge.plan.choice import percent
@@ -13,6 +13,9 @@ from lightning_edge.plan.prediction import Prediction, seconds, size
 from lightning_edge.plan.shaping import drafts, slope
 
 __all__: list[str] = []
+
+WithDevice = Callable[[int], Verdict | None]
+"""Returns the best plan found in which a device takes part."""
 
 
 def label(assignment: Assignment, names: Sequence[str]) -> str:
@@ -83,22 +86,26 @@ def limits(judge: Judge, best: Verdict, prediction: Prediction) -> tuple[str, ..
     return tuple(found)
 
 
-def reasons(judge: Judge, moves: Moves, best: Verdict) -> tuple[str, ...]:
+def reasons(judge: Judge, moves: Moves, best: Verdict, with_device: WithDevice) -> tuple[str, ...]:
     """Say why, decision by decision."""
-    found = [*_devices(judge, moves, best), *_stages(judge, best), *_pace(judge, moves, best)]
-    return tuple(found)
+    found = [*_devices(judge, moves, best, with_device), *_stages(judge, best)]
+    return (*found, *_pace(judge, moves, best))
 
 
-def _devices(judge: Judge, moves: Moves, best: Verdict) -> list[str]:
+def _devices(judge: Judge, moves: Moves, best: Verdict, with_device: WithDevice) -> list[str]:
     names = judge.costs.profile.names
     assignment = best.assignment
     found = []
     if len(assignment.ranks) == 1:
         found.append(f"{names[assignment.ranks[0]]} does everything: alone it is best")
+    alike: dict[int, Verdict | None] = {}
     for rank in judge.rules.ranks:
         if rank in assignment.ranks:
             continue
-        with_it = _least(judge, moves, (c for c in moves.joining(assignment, rank)))
+        kind = moves.alike[rank]
+        if kind not in alike:
+            alike[kind] = with_device(rank)
+        with_it = alike[kind]
         text = f"{names[rank]} left out"
         found.append(f"{text}: {_compared(with_it, best, 'with it')}" if with_it else text)
     return found

@@ -11,6 +11,7 @@ All of it is deterministic: budgets count simulated instructions, not seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from lightning_edge.errors import PlanError
@@ -27,7 +28,7 @@ from lightning_edge.plan.reasons import label, limits, reasons
 from lightning_edge.plan.remedies import remedies
 from lightning_edge.plan.rules import Rules, resolve
 from lightning_edge.plan.seeds import seeds
-from lightning_edge.plan.shaping import Shaper
+from lightning_edge.plan.shaping import Shaper, drafts, slope
 from lightning_edge.plan.simulate import Simulator
 
 __all__ = ["Choice", "Objective", "Option", "search"]
@@ -165,6 +166,19 @@ class _Search:
         yield from seeds(self.shaper, self.rules, self.numbers)
         yield from construct(self.shaper, self.rules, self.numbers, self.judge.wants_joules)
 
+    def _thrift(self, verdict: Verdict) -> tuple[float, float, int]:
+        """What decides between plans that are as good as each other."""
+        assignment = verdict.assignment
+        slowest = sum(
+            max(
+                self.judge.seconds(part, i, assignment.micro_batches)[0]
+                for i in range(len(part.ranks))
+            )
+            for part in assignment.parts
+        )
+        joules = float(f"{verdict.energy_j or 0.0:.3g}")
+        return joules, float(f"{slowest:.4g}"), sum(part.depth for part in assignment.parts)
+
     def widen(self) -> None:
         """Look at plans for fewer joules as well, for the front, if that costs little."""
         devices, cuts = len(self.rules.ranks), len(self.rules.legal)
@@ -177,39 +191,56 @@ class _Search:
             if self._used < limit:
                 self.judge.judge(start)
 
-    def climb(self, start: Verdict, budget: float) -> Verdict:
+    def with_device(self, best: Verdict, rank: int) -> Verdict | None:
+        """Return the best plan found with a device that the best one leaves out, and all of its."""
+        starts = [self.judge.judge(plan) for plan in self.moves.joining(best.assignment, rank)]
+        team = {*best.assignment.ranks, rank}
+        starts += [v for v in self.judge.verdicts if team.issubset(v.assignment.ranks)]
+        if not starts:
+            return None
+        rules = replace(self.rules, keep=self.rules.keep | team)
+        with_it = Moves(self.shaper, rules, self.numbers, self.moves.alike)
+        start = min(starts, key=lambda v: v[:2])
+        return self.climb(start, self._used + self.budget / 20, with_it)
+
+    def climb(self, start: Verdict, budget: float, moves: Moves | None = None) -> Verdict:
         """Change an assignment for the better until nothing helps or the budget is used up.
 
         The first change that helps is taken, and the search goes on behind it: with many devices
         a change here seldom spoils one there.
         """
+        moves = moves or self.moves
         now, idle = start, 0
-        kinds = self.moves.kinds
+        kinds = moves.kinds
         turn = 0
         while idle < len(kinds) and self._used < budget:
             kind = kinds[turn % len(kinds)]
             turn, idle, seen = turn + 1, idle + 1, 0
-            changes = self.moves.of(kind, now.assignment)
+            changes = moves.of(kind, now.assignment)
             while (change := next(changes, None)) is not None and self._used < budget:
                 self._spent += _PER_MOVE
                 seen += 1
                 found = self.judge.judge(change, now)
                 if found[:2] < (now.excess, now.value * (1 - 1e-9)):
                     now, idle = found, 0
-                    changes = islice(self.moves.of(kind, now.assignment), seen, None)
+                    changes = islice(moves.of(kind, now.assignment), seen, None)
         return now
 
     def polish(self, best: Verdict) -> Verdict:
-        """Among plans as good as the best, take one with fewer joules and less in flight."""
+        """Among plans as good as the best, take one with fewer joules, evener, less in flight."""
         floor = best._replace(value=best.value * (1 + _ALIKE))
         now, limit = best, self._used + self.budget // 10
         for kind in self.moves.slight:
-            for change in list(self.moves.of(kind, now.assignment)):
+            again = self.shaper.complete(
+                drafts(now.assignment), now.assignment.micro_batches, slope(now.assignment)
+            )
+            asked = [again] if again is not None and self.rules.allow(again) else []
+            for change in [*asked, *self.moves.of(kind, now.assignment)]:
                 if self._used > limit:
                     return now
                 self._spent += _PER_MOVE
                 found = self.judge.judge(change, floor)
-                if found[:2] <= floor[:2] and _thrift(found) < _thrift(now):
+                if found[:2] <= floor[:2] and self._thrift(found) < self._thrift(now):
                     now = found
         return now
 
@@ -257,12 +288,6 @@ def _varied(ranked: Sequence[Verdict], number: int) -> list[Verdict]:
     return list(found.values())
 
 
-def _thrift(verdict: Verdict) -> tuple[float, int]:
-    """What decides between plans that are as good as each other."""
-    joules = verdict.energy_j or 0.0
-    return float(f"{joules:.4g}"), sum(part.depth for part in verdict.assignment.parts)
-
-
 def _choice(run: _Search, best: Verdict) -> Choice:
     judge, simulator = run.judge, run.judge.simulator
     names = simulator.costs.profile.names
@@ -298,7 +323,7 @@ def _choice(run: _Search, best: Verdict) -> Choice:
             for assignment, found in fastest_first
         ),
         limits(judge, best, prediction),
-        reasons(judge, run.moves, best),
+        reasons(judge, run.moves, best, lambda rank: run.with_device(best, rank)),
         run.exhaustive,
         names,
     )

@@ -75,6 +75,8 @@ class Simulator:
     """
 
     def __init__(self, profile: Profile, owner: int | None = 0) -> None:
+        if owner is not None and not 0 <= owner < len(profile.devices):
+            raise ValueError(f"owner is rank {owner}, of {len(profile.devices)} devices")
         self.costs = Costs(profile)
         self.network = Network(profile)
         self.owner = owner

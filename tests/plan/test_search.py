@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from lightning_edge.errors import PlanError
 from lightning_edge.plan.profile import Profile
 from lightning_edge.plan.search import Choice, search
 from lightning_edge.plan.simulate import simulate
-from tests.plan.profiles import simple
+from tests.plan.profiles import simple, written
 
 
 def devices(choice: Choice) -> list[list[int]]:
@@ -49,6 +50,19 @@ def test_equal_devices_on_a_fast_network_share_the_rows():
 def test_unequal_devices_get_unequal_shares():
     choice = search(simple([3, 1], mbit=10_000, blocks=1, parameters=1), rows=16)
     assert dict(choice.plan.stages[0].devices) == {0: 0.75, 1: 0.25}
+
+
+def test_equal_devices_that_wait_get_equal_shares():
+    profile = Profile.from_mapping(yaml.safe_load(written()))
+    choice = search(profile, rows=32)
+    for stage in choice.plan.stages:
+        assert len(set(stage.devices.values())) == 1
+
+
+def test_without_links_devices_work_alone():
+    base = simple([1, 3])
+    choice = search(Profile(base.devices, base.model), rows=8)
+    assert devices(choice) == [[1]]
 
 
 def test_a_slow_link_and_a_large_model_make_a_pipeline():
