@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
@@ -145,6 +146,9 @@ def share_path(trainer: pl.Trainer, transport: Transport) -> None:
     start = type(connector).resume_start
 
     def resume_start(checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        if checkpoint_path is not None and not isinstance(checkpoint_path, (str, os.PathLike)):
+            start(connector, checkpoint_path, weights_only)  # what a user's CheckpointIO knows
+            return
         own = None if checkpoint_path is None else str(checkpoint_path)
         start(connector, transport.broadcast(own), weights_only)
 

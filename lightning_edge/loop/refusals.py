@@ -135,6 +135,11 @@ def _always(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[str]:
 
 
 def _among_several(trainer: pl.Trainer) -> Iterator[str]:
+    if any(getattr(logger, "_log_graph", False) for logger in trainer.loggers):
+        yield (
+            "log_graph=True of a logger: no device has the whole model to trace. Write the graph"
+            " of the module by hand, before the fit"
+        )
     if trainer._accelerator_connector._layer_sync is not None:
         yield (
             "sync_batchnorm=True: BatchNorm takes its statistics from micro-batches. Remove it, or"

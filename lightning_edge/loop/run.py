@@ -61,7 +61,7 @@ class Run:
         self.measured = Measured()
         self.pace = Pace()
         self.last = StepTimes()
-        self.rows = 0
+        self.rows, self.own_and_all_rows = 0, (0, 0)
         self._weighted, self._heard = weighted, heard
         self._number = 0
         divided = stage.plan.micro_batches != 1 or len(stage.plan.ranks(stage.last)) > 1
@@ -184,11 +184,11 @@ class Run:
         tree = self.transfer.rows
         rows = whole_rows(tree)
         self._number += 1
-        self.rows = rows
         own = sum(
             stop - start
             for start, stop in self.stage.intervals(self.stage.transport.rank, rows, training)
         )
+        self.rows, self.own_and_all_rows = rows, (own, rows)
         return Batch(data, lambda intervals: cut(data, tree, intervals), own, rows, self._number)
 
     def _bound(self, name: str, rest: tuple[Any, ...]) -> Callable[[Any], Any]:

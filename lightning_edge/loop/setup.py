@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_edge.errors import UnsupportedError
-from lightning_edge.loop import agreement, averages, batch_weights, clip
+from lightning_edge.loop import agreement, averages, batch_weights, clip, throughput
 from lightning_edge.loop.announce import announce
 from lightning_edge.loop.drift import DRIFT, Drift
 from lightning_edge.loop.epoch_end import EpochEndHooks
@@ -72,6 +72,7 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
         sample = strategy.precision_plugin.convert_input(sample)
         sample = module._on_before_batch_transfer(sample)
         sample = module._apply_batch_transfer_handler(sample, device=strategy.root_device)
+    _ = trainer.log_dir  # asked while all ranks listen, so that it is known inside steps
     context = _context(strategy, kind)
     probe = _probe(module, kind, sample, rows, context)
     step = getattr(module, kind)
@@ -118,7 +119,6 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
         strategy.building.origin,
     )
     strategy.building.placed()
-    _ = trainer.log_dir  # asked while all ranks listen, so that it is known inside steps
     return RunParts(strategy, trainer, options, stage, feed, seed, probe.weighted)
 
 
@@ -130,7 +130,14 @@ def _context(strategy: EdgeCollabStrategy, kind: str) -> Callable[[], Any]:
         "test_step": plugin.test_step_context,
         "predict_step": plugin.predict_step_context,
     }
-    return contexts[kind]
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        # trials of a step too are made by some devices only, or by each at its own time
+        with strategy.inside(kind), contexts[kind]():
+            yield
+
+    return context
 
 
 def _probe(
@@ -233,6 +240,7 @@ class RunParts:
         self._undo = [undo, self.transfer.remove, self.epoch_end.remove, self.recorder.close]
         if self.stage.transport.world_size > 1:
             self._undo.append(batch_weights.install(self._trainer, lambda: self.transfer.rows))
+            self._undo.append(throughput.install(self._trainer, lambda: self._run.own_and_all_rows))
 
     def wrap(self, loader: Any) -> Any:
         """A loader that gives this device its rows."""
@@ -245,7 +253,7 @@ class RunParts:
         fresh = self._trainer.fit_loop.batch_idx % accumulate == 0
         return self._run.train(
             args,
-            self._strategy.precision_plugin.train_step_context,
+            _context(self._strategy, "training_step"),
             accumulate=accumulate,
             fresh=fresh,
             keep_earlier=self._own_zero_grad,

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
     OnExceptionCheckpoint,
 )
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import grad_norm
@@ -65,6 +66,11 @@ CASES: dict[str, tuple[Any, Any, str]] = {  # the module, the Trainer's options,
     "lbfgs": (lambda: optimizer(torch.optim.LBFGS), lambda _: {}, "LBFGS.*parameter by parameter"),
     "sam": (lambda: optimizer(SAM), lambda _: {}, "SAM.*parameter by parameter"),
     "sync_batchnorm": (Net, lambda _: {"sync_batchnorm": True}, "sync_batchnorm=True.*GroupNorm"),
+    "graph": (
+        Net,
+        lambda folder: {"logger": TensorBoardLogger(folder, log_graph=True)},
+        "log_graph=True.*before the fit",
+    ),
     "pruning": (Net, lambda _: {"callbacks": [ModelPruning("l1_unstructured")]}, "ModelPruning"),
     "on exception": (
         Net,
