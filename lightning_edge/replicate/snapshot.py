@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ _DEPTH = 3  # containers inside containers that are followed: lists of lists of 
 def version(tensor: Tensor) -> int:
     """How often a tensor was changed in place; inference tensors do not count: 0."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def checksum(tensor: Tensor) -> int:
+    """A number that changes with the tensor's; `version` misses what torch's kernels update."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(memoryview(flat.numpy()))
 
 
 class _Saved:

@@ -29,7 +29,7 @@ from lightning_edge.replicate.placeholder import (
 from lightning_edge.replicate.placing import Origin, leave_spread, place
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
-from lightning_edge.replicate.snapshot import version
+from lightning_edge.replicate.snapshot import checksum
 from lightning_edge.replicate.split import check_starts, owners
 from lightning_edge.replicate.state import hold_together, whole_again
 from lightning_edge.train.edges import Edges
@@ -134,7 +134,7 @@ class Stage:
         exchange = TensorExchange(self.transport)
         self.in_parts = place(self.module, self.holders, exchange, self._mode, self.device, origin)
         self._placeholders = [p for p in self.module.parameters() if is_fake(p)]
-        self._buffers_at_start = {n: version(b) for n, b in self.module.named_buffers()}
+        self._averaged = {n: checksum(b) for n, b in self._replicated_buffers().items()}
 
     def _open_channels(self) -> None:
         if self.index is None:
@@ -300,29 +300,34 @@ class Stage:
 
         Every replica of a stage updates its buffers with its own rows (BatchNorm).
         """
-        if self.index is None or len(self.plan.ranks(self.index)) < 2:
+        buffers = self._replicated_buffers()
+        if self.index is None or not buffers:
             return
         rank, ranks = self.transport.rank, tuple(sorted(self.plan.ranks(self.index)))
         share = float(self.plan.stages[self.index].devices[rank])
-        buffers = {
+        flags = torch.tensor([float(checksum(buffers[n]) != self._averaged[n]) for n in buffers])
+        self.transport.all_reduce(ranks, flags).wait()
+        moved = {name: b for (name, b), flag in zip(buffers.items(), flags, strict=True) if flag}
+        if not moved:
+            return
+        flat = torch.cat([buffer.detach().float().reshape(-1) * share for buffer in moved.values()])
+        self.transport.all_reduce(ranks, flat).wait()
+        with torch.no_grad():
+            sizes = [buffer.numel() for buffer in moved.values()]
+            for (name, buffer), mean in zip(moved.items(), torch.split(flat, sizes), strict=True):
+                buffer.copy_(mean.view_as(buffer))
+                self._averaged[name] = checksum(buffer)
+
+    def _replicated_buffers(self) -> dict[str, Tensor]:
+        """Floating buffers that all devices of this stage hold, and nobody else."""
+        if self.index is None or len(self.plan.ranks(self.index)) < 2:
+            return {}
+        ranks = tuple(sorted(self.plan.ranks(self.index)))
+        return {
             name: buffer
             for name, buffer in self.module.named_buffers()
             if self.holders[name] == ranks and buffer.is_floating_point()
         }
-        changed = [float(version(buffers[n]) != self._buffers_at_start[n]) for n in buffers]
-        if not changed:
-            return
-        flags = torch.tensor(changed)
-        self.transport.all_reduce(ranks, flags).wait()
-        moved = [buffer for buffer, flag in zip(buffers.values(), flags, strict=True) if flag]
-        if not moved:
-            return
-        flat = torch.cat([buffer.detach().float().reshape(-1) * share for buffer in moved])
-        self.transport.all_reduce(ranks, flat).wait()
-        with torch.no_grad():
-            sizes = [buffer.numel() for buffer in moved]
-            for buffer, mean in zip(moved, torch.split(flat, sizes), strict=True):
-                buffer.copy_(mean.view_as(buffer))
 
     def buffers_elsewhere(self) -> frozenset[str]:
         """Buffers that other ranks hold and this one does not."""

@@ -72,6 +72,17 @@ def test_every_family_trains_like_one_process_in_a_hybrid(
     compare(pool, model, layout, micro_batches=2, rows=(8, 5))
 
 
+def test_running_statistics_of_replicas_are_those_of_all_rows(pool: Pool) -> None:
+    plan = plan_of({0: 0.75, 1: 0.25}, cuts=(), micro_batches=1)
+    alone = train_alone(plan, "batchnorm", (8,))
+    # The stem sees the same numbers however rows are divided; what follows is normalised by part.
+    expected = alone["state"]["stem.1.running_mean"]
+    for result in pool.run(train_stage, 2, plan, "batchnorm", (8,)):
+        found = result["state"]["stem.1.running_mean"]
+        assert float((found - expected).abs().max()) < 1e-6
+        assert float(expected.abs().max()) > 1e-3
+
+
 def test_all_forwards_first_gives_the_same(pool: Pool) -> None:
     stages = LAYOUTS["1-1-1"]
     plan = plan_of(*stages, cuts=MODELS["tiny"][2], micro_batches=4)
