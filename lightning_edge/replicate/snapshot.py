@@ -24,7 +24,7 @@ def version(tensor: Tensor) -> int:
 def checksum(tensor: Tensor) -> int:
     """A number that changes with the tensor's; `version` misses what torch's kernels update."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return zlib.crc32(memoryview(flat.numpy()))
+    return zlib.crc32(flat.numpy().tobytes())
 
 
 class _Saved:
