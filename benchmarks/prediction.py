@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,9 +118,11 @@ def run(name: str, seconds: float) -> None:
 
     setting = TESTBEDS[name]
     devices = tuple(DeviceSpec.parse(text) for text in setting["devices"])
-    out = Path(f"/tmp/prediction-{name}.json")
-    out.unlink(missing_ok=True)
-    with Testbed(PoolSpec(devices, medium_mbit=setting["medium_mbit"])) as bed:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Testbed(PoolSpec(devices, medium_mbit=setting["medium_mbit"])) as bed,
+    ):
+        out = Path(folder) / "records.json"
         command = [sys.executable, "-m", "benchmarks.prediction", "--worker", str(out)]
         result = bed.run(
             [*command, "--seconds", str(seconds)],
@@ -128,7 +131,7 @@ def run(name: str, seconds: float) -> None:
             free_start=True,
             printer=lambda device, line: print(f"[{device}] {line}", flush=True),
         )
-    found = json.loads(out.read_text())
+        found = json.loads(out.read_text())
     content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     content[name] = {"testbed": setting, **found, "ended_well": result.ok}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
