@@ -54,7 +54,9 @@ def test_an_error_of_one_rank_ends_all_and_is_named(tmp_path):
 
 
 @pytest.mark.multiproc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_signals_end_a_run(tmp_path, number):
     longer = [word for word in FAILING if not word.startswith("trainer.")]
     process = start("train", *longer, "trainer.max_epochs=1000", folder=place(tmp_path))

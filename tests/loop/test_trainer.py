@@ -109,7 +109,7 @@ def test_test_and_predict_after_fit(pool: Pool, tmp_path: Path) -> None:
             torch.testing.assert_close(found.mean(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["1-1", "2-1"])
+@pytest.mark.parametrize("layout", ["1-1", pytest.param("2-1", marks=pytest.mark.slow)])
 def test_every_device_with_its_own_data(pool: Pool, tmp_path: Path, layout: str) -> None:
     options = {"model": "tiny-dropout", "shuffle": True, "strategy": {"data": "every"}}
     plan = plan_for(layout, "tiny-dropout", 4)

@@ -197,7 +197,7 @@ def test_a_receiver_killed_during_a_large_message_is_noticed(pool):
 
 # ---- the end of the interpreter ----
 
-OTHERS = ("abort", "nothing")
+OTHERS = ("raise", "abort", "nothing")
 SCRIPT = """
 import sys, types
 package = sys.modules["lightning_edge"] = types.ModuleType("lightning_edge")
@@ -233,7 +233,7 @@ if ending in ("raise", "abort"):
 
 
 @pytest.mark.parametrize(
-    "ending", ["close", "raise", *(pytest.param(e, marks=pytest.mark.slow) for e in OTHERS)]
+    "ending", ["close", *(pytest.param(e, marks=pytest.mark.slow) for e in OTHERS)]
 )
 def test_the_interpreter_ends_cleanly(ending):
     port, processes = str(free_port()), []

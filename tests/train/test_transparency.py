@@ -117,7 +117,9 @@ def test_rows_mixed_before_the_model_need_equal_rows(pool: Pool) -> None:
         pool.run(train_stage, 3, plan, "mixed", (4,))
 
 
-@pytest.mark.parametrize("model", ["tiny-dropout", "gpt2-dropout", "bert-dropout"])
+@pytest.mark.parametrize(
+    "model", ["tiny-dropout", "gpt2-dropout", pytest.param("bert-dropout", marks=pytest.mark.slow)]
+)
 def test_dropout_masks_do_not_depend_on_the_cut(pool: Pool, model: str) -> None:
     states, losses = [], []
     for layout in ("1", "1-1", "1-1-1"):
