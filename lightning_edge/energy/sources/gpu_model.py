@@ -34,7 +34,7 @@ TDP_W: Mapping[str, float] = {
     "GT 710": 19, "GT 1030": 30, "GTX 750 Ti": 60, "GTX 750": 55, "GTX 950": 90, "GTX 960": 120,
     "GTX 970": 145, "GTX 980": 165, "GTX 1050 Ti": 75, "GTX 1050": 75, "GTX 1060": 120,
     "GTX 1070": 150, "GTX 1080": 180, "GTX 1650": 75, "GTX 1660": 120, "MX150": 25, "MX250": 25,
-    "MX350": 25, "MX450": 25, "Quadro K620": 45, "Quadro P400": 30, "Quadro P620": 40,
+    "MX350": 20, "MX450": 25, "Quadro K620": 45, "Quadro P400": 30, "Quadro P620": 40,
     "Quadro P1000": 47, "T400": 30, "T600": 40, "T1000": 50,
 }  # fmt: skip
 """Cards known to come without power readings in part of their variants, by the maker's data sheets.
