@@ -45,7 +45,7 @@ class Building:
         if transport is None or transport.world_size == 1 or is_spread(module):
             yield
             return
-        deferred, known = Deferred(), set(module.parameters())
+        deferred, own = Deferred(), frozenset(module.parameters())
         before = os.environ.get(_ONE_THREAD)
         os.environ[_ONE_THREAD] = "1"
         try:
@@ -60,9 +60,9 @@ class Building:
         # what was read from files is real, but nobody has looked at it yet
         if any(
             is_fake(p) or p.numel() > placeholder.SMALL_ENTRIES
-            for p in set(module.parameters()) - known
+            for p in set(module.parameters()) - own
         ):
-            self.origin.deferred = deferred
+            self.origin.deferred, self.origin.own = deferred, own
 
     @contextmanager
     def converting(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_edge.replicate import placeholder
 from lightning_edge.replicate.deferred import Deferred
 from lightning_edge.replicate.placeholder import (
     is_fake,
@@ -40,10 +41,12 @@ class Origin:
 
     Attributes:
         deferred: How its weights were to be made.
+        own: Parameters that were made outside `configure_model`, by each rank for itself.
         state: A checkpoint's `state_dict`, with stand-ins where only rank 0 has the file.
     """
 
     deferred: Deferred | None = None
+    own: frozenset[nn.Parameter] = frozenset()
     state: Mapping[str, Tensor] | None = None
 
 
@@ -114,7 +117,16 @@ class _Placing:
             for name in rest:
                 self._from_tape(name, origin.deferred)
             origin.deferred.forget()
-            spread_initial(self._module, self._holders, self._exchange, small_only=True)
+            spread_initial(self._module, self._holders, self._exchange, self._settled(origin))
+
+    def _settled(self, origin: Origin) -> set[str]:
+        """What is not as each rank's own random numbers have made it."""
+        small, own = placeholder.SMALL_ENTRIES, origin.own
+        return {
+            name
+            for name, parameter in self._parameters.items()
+            if name in (origin.state or ()) or (parameter.numel() > small and parameter not in own)
+        }
 
     def _from_file(self, state: Mapping[str, Tensor]) -> None:
         mine = [name for name in self._parameters if name in state and self._holds(name)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_edge.errors import CheckpointError
-from lightning_edge.replicate import placeholder
 from lightning_edge.replicate.placeholder import is_fake
 
 __all__: list[str] = []
@@ -65,26 +64,24 @@ def spread_initial(
     module: nn.Module,
     holders: Mapping[str, tuple[int, ...]],
     exchange: Exchange,
-    small_only: bool = False,
+    settled: Collection[str] = (),
 ) -> int:
     """Give every holder rank 0's initial values, sending only what differs.
 
     Args:
-        module: Whole and real on every rank.
+        module: Real on every rank, but for what is settled.
         holders: By name of a parameter or buffer the ranks that hold it.
         exchange: Connects the ranks.
-        small_only: Leave out what is not real on rank 0, and what is large.
+        settled: What its holders have the right values of already; rank 0 may not.
 
     Returns:
         Bytes this rank sent.
     """
-    tensors = named_tensors(module)
-    if small_only:
-        tensors = {
-            n: t
-            for n, t in tensors.items()
-            if t.numel() <= placeholder.SMALL_ENTRIES and not is_fake(t)
-        }
+    tensors = {
+        name: tensor
+        for name, tensor in named_tensors(module).items()
+        if name not in settled and not is_fake(tensor)
+    }
     sums: dict[str, int] = exchange.broadcast(
         {n: checksum(t) for n, t in tensors.items()} if exchange.rank == 0 else None
     )

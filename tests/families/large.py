@@ -28,6 +28,8 @@ class Large(L.LightningModule):
         super().__init__()
         self.options = dict(options)
         self.net: Any = None
+        if options.get("own"):  # made by each rank for itself; rank 0's counts
+            self.own = torch.nn.Linear(16, 16)
 
     def configure_model(self) -> None:
         if self.net is not None:
@@ -47,6 +49,8 @@ class Large(L.LightningModule):
         if self.options.get("early"):  # in front of all cuts
             self.log("early", self.net.embedding(batch["input_ids"]).square().mean())
         loss = self.net.training_step(batch)
+        if self.options.get("own"):
+            loss = loss + self.own(torch.ones(16)).square().mean()
         self.log("train_loss", loss)
         return loss
 
@@ -63,7 +67,7 @@ class Large(L.LightningModule):
 def run(rank: int, world_size: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
     """Fit (or resume) and validate; what can be held against one process."""
     warnings.filterwarnings("ignore")
-    before, placeholder.SMALL_ENTRIES = placeholder.SMALL_ENTRIES, options.get("small", 0)
+    before, placeholder.SMALL_ENTRIES = placeholder.SMALL_ENTRIES, options.get("small", 100)
     try:
         return _run(rank, plan, options, folder)
     finally:
@@ -74,6 +78,7 @@ def _run(rank: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     seen = Seen()
     keep = ModelCheckpoint(folder, filename="kept", every_n_epochs=1)
+    torch.manual_seed(40 + rank)
     module = Large(options)
     strategy: Any = "auto" if plan == "alone" else lightning_edge.EdgeCollabStrategy(plan)
     trainer = L.Trainer(

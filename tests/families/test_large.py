@@ -55,8 +55,18 @@ def test_a_model_nobody_has_whole_trains_like_one_process(
         assert largest_difference(found["optimizer_states"][0]["state"][index], entry) < 2e-5
 
 
-@pytest.mark.parametrize("only_rank_0_has_it", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_it_resumes_from_a_file(pool: Pool, tmp_path: Path, only_rank_0_has_it: bool) -> None:
+@pytest.mark.parametrize(
+    ("only_rank_0_has_it", "small"),
+    [
+        (True, 100),  # vectors are real everywhere, matrices where they are held
+        pytest.param(True, 0, marks=slow),
+        pytest.param(False, 100, marks=slow),
+        pytest.param(False, 0, marks=slow),
+    ],
+)
+def test_it_resumes_from_a_file(
+    pool: Pool, tmp_path: Path, only_rank_0_has_it: bool, small: int
+) -> None:
     whole = run(0, 1, "alone", {"model": "gpt2", "epochs": 3}, str(tmp_path / "alone"))
     plan = plan_for("gpt2", "1-1-1")
     first = pool.run(run, 3, plan, {"model": "gpt2"}, str(tmp_path / "first"))
@@ -65,11 +75,18 @@ def test_it_resumes_from_a_file(pool: Pool, tmp_path: Path, only_rank_0_has_it: 
         "epochs": 3,
         "resume": first[0]["checkpoint"],
         "only_rank_0_has_it": only_rank_0_has_it,
+        "small": small,
     }
     second = pool.run(run, 2, plan_for("gpt2", "1-1"), options, str(tmp_path / "second"))
     for result in second:
         assert result["losses"] == pytest.approx(whole["losses"][4:], rel=TOLERANCE)
         assert result["val_loss"] == pytest.approx(whole["val_loss"], rel=TOLERANCE)
+
+
+def test_what_was_made_outside_configure_model_is_rank_0_s(pool: Pool, tmp_path: Path) -> None:
+    options = {"model": "mlp", "own": True, "sgd": True}
+    alone = run(0, 1, "alone", options, str(tmp_path / "alone"))
+    compare(pool.run(run, 2, plan_for("mlp", "1-1"), options, str(tmp_path / "parts")), alone)
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("auto", marks=pytest.mark.slow)])
