@@ -11,6 +11,7 @@ from lightning_edge.app import cluster
 from lightning_edge.app.agent import run_processes
 from lightning_edge.app.compose import with_config
 from lightning_edge.app.failure import CommandError, guarded
+from lightning_edge.app.power import in_power_mode
 
 __all__: list[str] = []
 
@@ -35,8 +36,9 @@ def _run(arguments: list[str]) -> int:
         raise CommandError(f"{what}: {_USAGE}", status=2)
 
     def job(config: DictConfig) -> None:
-        place = cluster.join(config)
-        run_processes(command, place, cluster.environment(config, place))
+        with in_power_mode(config):
+            place = cluster.join(config)
+            run_processes(command, place, cluster.environment(config, place))
 
     with_config("run", "run", arguments[:middle], job)
     return 0

@@ -15,6 +15,7 @@ from lightning_edge.app.agent import run_processes
 from lightning_edge.app.compose import is_sweep, job_overrides, with_config
 from lightning_edge.app.failure import CommandError, ended, guarded
 from lightning_edge.app.folder import make_folder
+from lightning_edge.app.power import in_power_mode
 from lightning_edge.errors import EdgeError
 
 __all__: list[str] = []
@@ -88,6 +89,11 @@ def one_run(config: DictConfig, overrides: Sequence[str], mode: str) -> Path:
     Raises:
         EdgeError: It failed.
     """
+    with in_power_mode(config):
+        return _one_run(config, overrides, mode)
+
+
+def _one_run(config: DictConfig, overrides: Sequence[str], mode: str) -> Path:
     place = cluster.join(config)
     folder = make_folder(config, place.run_id, overrides)
     try:

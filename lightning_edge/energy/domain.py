@@ -63,8 +63,8 @@ TYPICAL_UNCERTAINTY: Mapping[Provenance, float] = {
 }
 """Relative uncertainty of each provenance where a source knows no better.
 
-NVML and RAPL vendors state or.
-imply 5 %, shunt monitors 5-10 %, gauges 10-20 %, utilisation models 30-40 %."""
+NVML and RAPL vendors state or imply 5 %, shunt monitors 5-10 %, gauges 10-20 %, utilisation models
+30-40 %."""
 
 _WHOLE_HOST = (Scope.PLATFORM, Scope.MODULE)
 

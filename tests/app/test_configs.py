@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+
 import hydra
 import pytest
+from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
+from lightning_edge import EdgeCollabStrategy
 from lightning_edge.app.targets import problems
 from tests.ground.tree import ROOT, files
 
@@ -48,6 +53,20 @@ def test_every_option_composes_and_its_keys_are_known(option):
     group, _, name = option.rpartition("/")
     config = composed(f"{group}={name}", *GIVEN.get(option, ()))
     assert problems(config) == []
+
+
+def test_every_parameter_of_the_strategy_is_a_key():
+    """So `strategy.NAME=VALUE` works for all of them, without a plus."""
+    given_by_lightning = {"accelerator", "parallel_devices", "checkpoint_io", "precision_plugin"}
+    parameters = set(inspect.signature(EdgeCollabStrategy).parameters) - given_by_lightning
+    keys = set(OmegaConf.load(CONF / "strategy" / "edge_collab.yaml"))
+    assert keys - {"_target_", "_convert_"} == parameters
+
+
+def test_the_strategys_defaults_are_its_own():
+    made, plain = instantiate(composed().strategy), EdgeCollabStrategy()
+    default = replace(plain._options, objective={"minimize": "time"}, groups={})
+    assert made._options == default
 
 
 def test_a_key_that_the_target_does_not_take_is_named_with_its_neighbour():

@@ -88,7 +88,7 @@ def test_samples_of_a_pipeline_count_once(tmp_path: Path, meter: EnergyMeter) ->
     assert pool.tokens == 60 * ROWS
 
 
-def _ddp(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+def _ddp(rank: int, world_size: int, folder: str, budget_j: float = 1e9) -> dict[str, Any]:
     root = Path(folder)
     shared = steady(time.monotonic, {"board": 10.0})
     own = FakeSource(
@@ -97,7 +97,7 @@ def _ddp(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         lambda: {f"gpu:GPU-{rank}": 50.0 * own.now_s},
     )
     with meter_of(root, shared, own) as meter:
-        energy = EnergyLogger(meter, budget=EnergyBudget(energy_j=1e9))
+        energy = EnergyLogger(meter, budget=EnergyBudget(energy_j=budget_j))
         trainer = trainer_of(
             root, energy, strategy="ddp", devices=world_size, max_epochs=1, logger=False,
             use_distributed_sampler=True,
@@ -111,6 +111,7 @@ def _ddp(rank: int, world_size: int, folder: str) -> dict[str, Any]:
             "owned": {r: sorted(entries) for r, entries in pool.owned.items()},
             "samples": pool.samples,
             "own_j": energy.owned_energy_j(),
+            "step": trainer.global_step,
         }
 
 
@@ -130,6 +131,16 @@ def test_ranks_of_one_board_count_it_once(pool: Any, tmp_path: Path, world_size:
     assert first["samples"] == pytest.approx(6 * ROWS, abs=ROWS)
     assert (tmp_path / "energy.json").exists()
     assert os.listdir(tmp_path).count("energy.json") == 1
+
+
+@pytest.mark.multiproc
+def test_budget_stops_all_ranks_of_ddp(pool: Any, tmp_path: Path) -> None:
+    elastic = {"TORCHELASTIC_RUN_ID": "energy", "LOCAL_WORLD_SIZE": "2"}
+    found = pool.run(_ddp, 2, str(tmp_path), 1e-6, env=elastic)
+    # Accounts are taken every 2 steps, and all ranks decide from the same: of 3 steps, 2 are done.
+    assert [one["step"] for one in found] == [2, 2]
+    kept = torch.load(tmp_path / "energy_budget.ckpt", weights_only=True)
+    assert kept["global_step"] == 2
 
 
 def _edge(rank: int, world_size: int, folder: str, ending: str) -> dict[str, Any]:

@@ -16,9 +16,14 @@ from typing import Any
 
 package = types.ModuleType("lightning_edge")
 package.__path__ = [str(Path(__file__).parents[2] / "lightning_edge")]
+package.__version__ = "0"  # type: ignore[attr-defined]
 sys.modules["lightning_edge"] = package
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from omegaconf import OmegaConf  # noqa: E402
+
+from lightning_edge.app.failure import CommandError  # noqa: E402
+from lightning_edge.app.power import in_power_mode  # noqa: E402
 from lightning_edge.energy import EnergyMeter, HostEnv, SourceError, SourceLost, Unavailable  # noqa: E402
 from lightning_edge.energy.domain import roots  # noqa: E402
 from lightning_edge.energy.power_modes import JtopPowerControl  # noqa: E402
@@ -89,6 +94,17 @@ try:
             except EnergyError as error:
                 answers[f"refused {mode}"] = str(error)
     answers["mode_restored"] = (scratch / "mode").read_text().split()
+
+    config = OmegaConf.create({"device": {"power_mode": "15W"}})
+    with in_power_mode(config, host):
+        answers["mode_of_run"] = (scratch / "mode").read_text().split()
+    answers["mode_after_run"] = (scratch / "mode").read_text().split()
+    try:
+        config.device.power_mode = "MAXN_SUPER"
+        with in_power_mode(config, host):
+            answers["run refused MAXN_SUPER"] = "it ran"
+    except CommandError as error:
+        answers["run refused MAXN_SUPER"] = str(error)
 finally:
     stop_service(server)
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from lightning_edge.energy import EnergyMeter, HostEnv, SourceError, SourceLost, Unavailable
+from lightning_edge.energy import EnergyMeter, SourceError, SourceLost, Unavailable
 from lightning_edge.energy.domain import roots
 from lightning_edge.energy.host import load_jtop
 from lightning_edge.energy.power_modes import JtopPowerControl, current_mode, listed_modes
 from lightning_edge.energy.sources.jtop import JtopSource
 from lightning_edge.errors import EnergyError
 from tests.energy import trees
+from tests.energy.jtop_client import FakeJtop, host_with
 from tests.energy.trees import Clock, faked_host
 
 HERE = Path(__file__).parent
@@ -86,6 +87,13 @@ class TestRealService:
         assert answers["mode_set"] == ["0", "15W"]
         assert answers["mode_restored"] == ["1", "25W"]
 
+    def test_power_mode_for_the_time_of_a_run(self, answers: dict[str, Any]) -> None:
+        assert answers["mode_of_run"] == ["0", "15W"]
+        assert answers["mode_after_run"] == ["1", "25W"]
+        refused = answers["run refused MAXN_SUPER"]
+        assert refused.startswith("device.power_mode=MAXN_SUPER: after ")
+        assert "needs a reboot: sudo nvpmodel -m 2" in refused
+
     def test_mode_that_needs_a_reboot_is_not_forced(self, answers: dict[str, Any]) -> None:
         assert "needs a reboot: sudo nvpmodel -m 2" in answers["refused MAXN_SUPER"]
         assert "no power mode 'nonsense'" in answers["refused nonsense"]
@@ -94,100 +102,20 @@ class TestRealService:
         assert answers["lost"].startswith("jtop's client stopped")
 
 
-class FakeModel:
-    """jtop's nvpmodel: setting is asynchronous, and shown by `name` later."""
-
-    def __init__(self, models: list[str], now: str) -> None:
-        self.models, self.name, self.refuses = models, now, ""
-
-    def is_running(self) -> bool:
-        return False
-
-
-class FakeClient:
-    """The client as far as it is used, with its habits: values never age, an error is kept."""
-
-    board: dict[str, dict[str, Any]] = {}
-    gives_values = True
-
-    def __init__(self, interval: float) -> None:
-        self.observers: list[Any] = []
-        self.error: Exception | None = None
-        self.closed = False
-        self.power: dict[str, Any] = {}
-        self.model = FakeModel(["15W", "25W"], "25W")
-
-    def attach(self, observer: Any) -> None:
-        self.observers.append(observer)
-
-    def detach(self, observer: Any) -> None:
-        self.observers.remove(observer)
-
-    def start(self) -> None:
-        if self.gives_values:
-            self.update(self.board)
-
-    def update(self, rails: dict[str, Any]) -> None:
-        rails = {name: dict(rail) for name, rail in rails.items()}
-        for name in ("VIN", "POM_5V_IN", "VDD_IN"):
-            if name in rails:
-                total = rails.pop(name) | {"name": name}
-                break
-        else:
-            total = {"power": sum(rail["power"] for rail in rails.values()), "avg": 0}
-        self.power = {"tot": total, "rail": rails}
-        for observer in self.observers:
-            observer(self)
-
-    def ok(self, spin: bool = False) -> bool:
-        if self.error is not None:
-            raise self.error
-        return True
-
-    @property
-    def nvpmodel(self) -> FakeModel:
-        return self.model
-
-    @nvpmodel.setter
-    def nvpmodel(self, name: str) -> None:
-        if name != self.model.refuses:
-            self.model.name = name
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class FakeJtop:
-    class JtopException(Exception):
-        pass
-
-    def __init__(self, rails: dict[str, int]) -> None:
-        self.client = FakeClient(0.1)
-        self.client.board = {name: {"power": power} for name, power in rails.items()}
-
-    def jtop(self, interval: float) -> FakeClient:
-        return self.client
-
-
 AGX = {"VDD_GPU_SOC": 3154, "VDD_CPU_CV": 14307, "VIN_SYS_5V0": 4968, "VDDQ_VDD2_1V8AO": 1093}
-
-
-def _host(root: Path, clock: Clock, fake: Any) -> HostEnv:
-    base = faked_host(root, clock)
-    return HostEnv(root, {}, base.run, clock, base.nvml, lambda: fake, "faked")
 
 
 class TestClientHabits:
     def test_no_rail_twice_on_agx_orin(self, tmp_path: Path) -> None:
         """jtop's own sum is 23 522 mW there."""
-        source = JtopSource.probe(_host(tmp_path, Clock(), FakeJtop(AGX)))
+        source = JtopSource.probe(host_with(tmp_path, Clock(), FakeJtop(AGX)))
         top = roots(source.domains)
         assert [domain.id for domain in top] == ["jtop:total"]
         assert source.read().power_w["jtop:total"] == pytest.approx(22.429)
 
     def test_old_values_are_no_values(self, tmp_path: Path) -> None:
         clock, fake = Clock(), FakeJtop({"VDD_IN": 7000})
-        meter = EnergyMeter("jtop", host=_host(tmp_path, clock, fake), background=False)
+        meter = EnergyMeter("jtop", host=host_with(tmp_path, clock, fake), background=False)
         with meter, meter.window() as window:
             for _ in range(10):
                 clock.pass_s(0.1)
@@ -200,7 +128,7 @@ class TestClientHabits:
 
     def test_lost_for_good(self, tmp_path: Path) -> None:
         clock, fake = Clock(), FakeJtop({"VDD_IN": 7000})
-        source = JtopSource.probe(_host(tmp_path, clock, fake))
+        source = JtopSource.probe(host_with(tmp_path, clock, fake))
         clock.pass_s(5.0)
         with pytest.raises(SourceError, match="5.0 s old"):
             source.read()
@@ -217,14 +145,14 @@ class TestClientHabits:
 
     def test_no_known_total(self, tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="rails VDD_FOO, no total"):
-            JtopSource.probe(_host(tmp_path, Clock(), FakeJtop({"VDD_FOO": 1000})))
+            JtopSource.probe(host_with(tmp_path, Clock(), FakeJtop({"VDD_FOO": 1000})))
 
     def test_silent_service(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lightning_edge.energy.sources.jtop.FIRST_VALUE_TIMEOUT_S", 0.05)
         fake = FakeJtop({"VDD_IN": 7000})
         fake.client.gives_values = False
         with pytest.raises(Unavailable, match="gave no value"):
-            JtopSource.probe(_host(tmp_path, Clock(), fake))
+            JtopSource.probe(host_with(tmp_path, Clock(), fake))
         assert fake.client.closed
 
     def test_not_installed(self, tmp_path: Path) -> None:
@@ -269,7 +197,7 @@ class TestPowerModes:
 
     def test_set_and_restore(self, tmp_path: Path) -> None:
         fake = FakeJtop({"VDD_IN": 7000})
-        with JtopPowerControl(_host(tmp_path, Clock(), fake)) as control:
+        with JtopPowerControl(host_with(tmp_path, Clock(), fake)) as control:
             control.set("15W")
             assert control.current() == "15W"
         assert fake.client.model.name == "25W"
@@ -279,7 +207,7 @@ class TestPowerModes:
         fake = FakeJtop({"VDD_IN": 7000})
         fake.client.model.refuses = "15W"
         with (
-            JtopPowerControl(_host(tmp_path, Clock(), fake)) as control,
+            JtopPowerControl(host_with(tmp_path, Clock(), fake)) as control,
             pytest.raises(EnergyError, match=r"after 0\.1 s .* not in 15W.*sudo nvpmodel -m 0"),
         ):
             control.set("15W", timeout_s=0.1)
