@@ -6,7 +6,7 @@ step, the logs that have to reach all ranks, and what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from lightning_edge.loop.pace import Pace
 from lightning_edge.loop.padding import PaddingWatch
 from lightning_edge.loop.records import Recorder
 from lightning_edge.loop.transfer import BatchTransfer
+from lightning_edge.replicate.randomness import mix
 from lightning_edge.report import Measured
 from lightning_edge.train.executor import StepTimes
 from lightning_edge.train.job import Batch, Job
@@ -189,7 +190,12 @@ class Run:
             for start, stop in self.stage.intervals(self.stage.transport.rank, rows, training)
         )
         self.rows, self.own_and_all_rows = rows, (own, rows)
-        return Batch(data, lambda intervals: cut(data, tree, intervals), own, rows, self._number)
+        seed = mix(*self.transfer.position())
+
+        def part(intervals: Sequence[tuple[int, int]]) -> Any:
+            return cut(data, tree, intervals)
+
+        return Batch(data, part, own, rows, self._number, seed)
 
     def _bound(self, name: str, rest: tuple[Any, ...]) -> Callable[[Any], Any]:
         step = getattr(self.module, name)

@@ -7,6 +7,8 @@ The set-up needs a real batch to find out what the model does. Taking one must l
     anything else   a real iterator                                 it; the first round continues it
 
 Random streams are put back behind it in both cases, and no worker is started for map-style data.
+What the real iterator drew for its first batch is drawn again when the first round hands that batch
+out, so that the second one finds the streams as they are in one process.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -45,11 +47,36 @@ __all__: list[str] = []
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A round that was begun to see its first batch, and the random streams around that."""
+
+    loader: Any
+    batch: Any
+    rest: Iterator[Any]
+    before: Streams
+    after: Streams
+
+    def go_on(self) -> Iterator[Any]:
+        """The whole round, as if it began now."""
+        same = Streams.capture(self.loader) == self.before
+        if isinstance(self.loader, DataLoader):
+            # What iter(loader) would draw now for the seeds of its workers.
+            torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
+        return self._batches(Streams.capture(self.loader) if same else None)
+
+    def _batches(self, begun: Streams | None) -> Iterator[Any]:
+        if begun is not None and Streams.capture(self.loader) == begun:
+            self.after.restore()  # else someone has drawn since: the first batch is another one
+        yield self.batch
+        yield from self.rest
+
+
 class FirstBatches:
     """Takes first batches, and keeps the iterators that they were taken from."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, Iterator[Any]]] = []
+        self._kept: list[_Begun] = []
         self._stashed: list[Any] = []
 
     def sample(
@@ -106,13 +133,14 @@ class FirstBatches:
         before = Streams.capture(loader)
         try:
             _auto_add_worker_init_fn(loader, 0)  # as Lightning will, but its workers start now
-            iterator = iter(loader)
-            batch = next(iterator)
+            rest = iter(loader)
+            batch = next(rest)
+            after = Streams.capture(loader)
         except StopIteration:
             raise DataError(f"the {type(loader).__name__} has no batch") from None
         finally:
             before.restore()
-        self._kept.append((loader, chain([batch], iterator)))
+        self._kept.append(_Begun(loader, batch, rest, before, after))
         return batch
 
     def _stash(
@@ -140,19 +168,16 @@ class FirstBatches:
 
     def iterator(self, loader: Any) -> Iterator[Any]:
         """Begin a round over a loader; goes on with the iterator that was kept, if there is one."""
-        for place, (sampled, iterator) in enumerate(self._kept):
-            dataset = getattr(sampled, "dataset", self)
-            if sampled is loader or dataset is getattr(loader, "dataset", None):
-                del self._kept[place]
-                if isinstance(loader, DataLoader):
-                    # What iter(loader) would draw now for the seeds of its workers.
-                    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-                return iterator
+        for begun in self._kept:
+            dataset = getattr(begun.loader, "dataset", self)
+            if begun.loader is loader or dataset is getattr(loader, "dataset", None):
+                self._kept.remove(begun)
+                return begun.go_on()
         return iter(loader)
 
     def forget(self, loader: Any) -> None:
         """Let go of what was kept of a loader, which begins elsewhere."""
-        self._kept = [(other, iterator) for other, iterator in self._kept if other is not loader]
+        self._kept = [begun for begun in self._kept if begun.loader is not loader]
 
     def close(self) -> None:
         """Let go of all iterators."""

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from lightning_edge.errors import UnsupportedError
-from lightning_edge.loop import agreement, averages, batch_weights, clip, throughput
+from lightning_edge.loop import agreement, averages, batch_weights, clip, clock, throughput
 from lightning_edge.loop.announce import announce
 from lightning_edge.loop.drift import DRIFT, Drift
 from lightning_edge.loop.epoch_end import EpochEndHooks
@@ -240,6 +240,7 @@ class RunParts:
         self._undo = [undo, self.transfer.remove, self.epoch_end.remove, self.recorder.close]
         if self.stage.transport.world_size > 1:
             self._undo.append(batch_weights.install(self._trainer, lambda: self.transfer.rows))
+            self._undo.append(clock.install(self._trainer, self.stage.transport))
             self._undo.append(throughput.install(self._trainer, lambda: self._run.own_and_all_rows))
 
     def wrap(self, loader: Any) -> Any:

@@ -117,7 +117,7 @@ class BatchTransfer:
                 # No row of this batch is computed here; a hook need not know how to take none.
                 device = args[0] if args and number == 1 else self._device
                 return move_data_to_device(batch, device) if number == 1 else batch
-            with kept(mix(self._seed, *self._position(), number, part.first)):
+            with kept(mix(self._seed, *self.position(), number, part.first)):
                 before = _states()
                 result = hook(batch, *args, **kwargs)
                 drew = _states() != before
@@ -132,7 +132,7 @@ class BatchTransfer:
 
         return guarded
 
-    def _position(self) -> tuple[int | str, ...]:
+    def position(self) -> tuple[int | str, ...]:
         """Which batch of the run this is; equal on all devices, and again after resuming."""
         trainer = self._trainer
         stage = trainer.state.stage

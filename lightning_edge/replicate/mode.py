@@ -6,6 +6,7 @@ placeholder too. Between steps user code and callbacks walk over all parameters,
     _foreach_lerp_([real, fake, real], ...)   the real ones are done, the fake ones are shapes
     real.copy_(fake)                          would silently change nothing: refused
     float(fake)                               has no number: refused
+    torch.save(module.state_dict(), path)     would write shapes without values: refused
 """
 
 from __future__ import annotations
@@ -39,6 +40,19 @@ class PlaceholderMode(FakeTensorMode):  # type: ignore[no-untyped-call]
     def __init__(self, lenient: bool = False) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.lenient = lenient
+
+    def __deepcopy__(self, memo: Any) -> PlaceholderMode:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # part of every placeholder that is pickled; our own checkpoints leave it out
+        raise UnsupportedError(
+            "parameters that another device holds were to be saved or pickled (torch.save of a"
+            " state_dict, or of the module), and their values are not here. Write the whole model"
+            " with trainer.save_checkpoint(path, weights_only=True), called on all devices (not"
+            " under `if trainer.is_global_zero`); or save it once trainer.fit has returned, when"
+            " every device has the whole module again."
+        )
 
     def __torch_dispatch__(
         self,

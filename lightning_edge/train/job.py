@@ -22,6 +22,7 @@ class Batch:
         own: Number of this device's rows.
         rows: Of the whole batch, on all devices.
         number: Counts the batches of the run, equal on all devices.
+        seed: Of what is drawn for it, equal on all devices, and again after resuming.
     """
 
     data: Any
@@ -29,6 +30,7 @@ class Batch:
     own: int
     rows: int
     number: int
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Replay:
         self._mode = mode
         self._phase = Phase(None, False)
         self._step: Callable[[Any, int], Any] = lambda batch, m: None
-        self._seeds: tuple[int, int] = (0, 0)
+        self._seeds: tuple[int, ...] = ()
         self._waiting: dict[int, MicroBatch] = {}
         self._open: dict[int, MicroBatch] = {}
         self.active: MicroBatch | None = None
@@ -132,8 +132,7 @@ class Replay:
         phase: Phase,
         step: Callable[[Any, int], Any],
         micro_batches: Sequence[MicroBatch],
-        seed: int,
-        number: int,
+        *seeds: int,
     ) -> None:
         """Get ready for one batch.
 
@@ -142,10 +141,9 @@ class Replay:
             step: Called with a micro-batch's batch and index; gives a loss in training, anything
                 else otherwise.
             micro_batches: Those that have rows on this device.
-            seed: Of the run.
-            number: Of the batch within the run.
+            seeds: Of the run and of the batch.
         """
-        self._phase, self._step, self._seeds = phase, step, (seed, number)
+        self._phase, self._step, self._seeds = phase, step, seeds
         self._carry.look_for(phase.sites)
         self._waiting = {micro_batch.index: micro_batch for micro_batch in micro_batches}
         self._open = {}

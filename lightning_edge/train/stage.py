@@ -194,7 +194,7 @@ class Stage:
         Returns:
             Where the seconds went.
         """
-        self._batch = (self._seed, batch.number)
+        self._batch = (self._seed, batch.seed)
         layout = self.layout(batch.rows, job.training)
         mine = self._cut(batch, layout, job)
         if self.index is None:

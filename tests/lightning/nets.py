@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
@@ -91,6 +93,14 @@ class Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self.rows[i] for i in range(len(self.rows))])
+
+
+class Noisy(Stream):
+    """Rows with noise from the global random streams, as augmentation adds it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, y in super().__iter__():
+            yield x + torch.randn(WIDTH) * random.random() + np.float32(np.random.rand()), y
 
 
 def data(rows: int = ROWS, seed: int = 2) -> TensorDataset:

@@ -12,8 +12,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
-from tests.lightning.both import PIPELINE, TWO, Run, both
+from tests.lightning.both import PIPELINE, TWO, Run, both, run_one
 from tests.lightning.nets import Losses, Net, loaders, metrics, train_loader, val_loader, weights
 
 pytestmark = pytest.mark.multiproc
@@ -90,8 +91,6 @@ def by_time(run: Run) -> Any:
 
 @pytest.mark.slow
 def test_checkpoints_by_time_are_written_by_all_at_the_same_steps(pool, tmp_path):
-    from tests.lightning.both import run_one
-
     many = pool.run(run_one, 3, by_time, PIPELINE, str(tmp_path), ())
     assert len(list(tmp_path.glob("*.ckpt"))) > 1
     assert many[0] == many[1] == many[2]
@@ -151,6 +150,35 @@ def middle(run: Run) -> Any:
 
 def test_going_on_from_the_middle_of_an_epoch(pool, tmp_path):
     both(pool, tmp_path, middle)
+
+
+class Dropping(Net):
+    """What it loses depends on its masks only: the weights stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__(lr=0.0)
+        self.blocks[1] = nn.Sequential(self.blocks[1], nn.Dropout(0.5))
+
+
+def dropped(run: Run) -> Any:
+    """The losses of a whole run, and of one that goes on from the middle of its second epoch."""
+    keep = ModelCheckpoint(run.folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    found = []
+    for path in (None, str(run.folder / "step=4.ckpt")):
+        seen = Losses()
+        callbacks = [seen] if path else [seen, keep]
+        trainer = run.trainer(callbacks=callbacks, enable_checkpointing=not path, max_epochs=3)
+        trainer.fit(Dropping(), train_loader(shuffle=False), ckpt_path=path)
+        found.append(seen.train)
+        run.end()
+    return found
+
+
+def test_dropout_goes_on_where_it_was(pool, tmp_path):
+    for whole, again in pool.run(run_one, 3, dropped, PIPELINE, str(tmp_path), ()):
+        assert len(set(whole)) == 9  # no mask comes twice
+        # a loader without a state begins its epoch anew, in plain Lightning too
+        assert again[-3:] == whole[-3:]
 
 
 class Configured(Net):

@@ -199,9 +199,17 @@ class Numbers(Callback):
             float(parameter.norm())
 
 
+class Saved(Callback):
+    """Writes the weights at the end of an epoch, as scripts for one device do."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            torch.save(module.state_dict(), Path(trainer.default_root_dir) / "weights.pt")
+
+
 def mixing_rank(rank: int, world_size: int, which: str, folder: str) -> str:
     warnings.simplefilter("ignore")
-    callbacks = {"copies": [Copies()], "numbers": [Numbers()]}[which]
+    callbacks = {"copies": [Copies()], "numbers": [Numbers()], "saved": [Saved()]}[which]
     trainer = Run(TWO, Path(folder), rank).trainer(callbacks=callbacks)
     try:
         trainer.fit(Net(), train_loader(), val_loader())
@@ -215,6 +223,7 @@ def mixing_rank(rank: int, world_size: int, which: str, folder: str) -> str:
     [
         ("copies", "which is not here"),
         ("numbers", "another device holds"),
+        ("saved", "trainer.save_checkpoint(path, weights_only=True), called on all devices"),
     ],
 )
 def test_parameters_of_others_are_never_used_silently(pool, tmp_path, which, text):

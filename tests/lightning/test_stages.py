@@ -15,6 +15,7 @@ from tests.lightning.nets import (
     BATCH,
     Losses,
     Net,
+    Noisy,
     Stream,
     data,
     loaders,
@@ -172,12 +173,12 @@ def test_combined_loaders(pool, tmp_path):
 
 
 def streams(run: Run) -> Any:
-    """Data without a length, several validation loaders, one of them a stream."""
+    """Data without a length that draws, several validation loaders, one of them a stream."""
     seen = Counted()
     trainer = run.trainer(callbacks=[seen], val_check_interval=2, max_epochs=2)
     module = Net()
     val = [val_loader(), DataLoader(Stream(9), BATCH)]
-    trainer.fit(module, DataLoader(Stream(), BATCH), val)
+    trainer.fit(module, DataLoader(Noisy(), BATCH), val)
     return seen.train, seen.validated, metrics(trainer), weights(module)
 
 
@@ -200,4 +201,24 @@ def test_max_time_stops_all_at_the_same_step(pool, tmp_path):
 
     many = pool.run(run_one, 3, timed, PIPELINE, str(tmp_path), ())
     assert many[0][0] > 2
+    assert many[0] == many[1] == many[2]
+
+
+def by_clock(run: Run) -> Any:
+    """Validation goes by time; which steps those are is up to time."""
+    seen = Counted()
+    trainer = run.trainer(
+        callbacks=[seen], val_check_interval={"seconds": 0.1}, check_val_every_n_epoch=None,
+        max_steps=60, max_epochs=-1, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(Net(), DataLoader(data(400), BATCH), val_loader())
+    return seen.validated
+
+
+@pytest.mark.slow
+def test_validation_by_time_is_at_the_same_steps_everywhere(pool, tmp_path):
+    from tests.lightning.both import run_one
+
+    many = pool.run(run_one, 3, by_clock, PIPELINE, str(tmp_path), ())
+    assert many[0]
     assert many[0] == many[1] == many[2]

@@ -59,7 +59,7 @@ def train_stage(
             mine = [i for i in stage.intervals(rank, size, training=True) if i[0] < i[1]]
             own = sum(stop - start for start, stop in mine)
             data = take_rows(full, size, mine) if mine else None
-            batch = Batch(data, _cutter(data, own), own, size, number)
+            batch = Batch(data, _cutter(data, own), own, size, number, number)
             loss = _Losses()
             job = Job(
                 "training_step",
