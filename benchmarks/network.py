@@ -107,11 +107,15 @@ class Line:
                 )
 
 
-# bbr, where it is the default, measures a token bucket badly.
-_KERNEL_SETTINGS = (
-    "echo 1 > /proc/sys/net/ipv4/ip_forward; "
-    "echo cubic > /proc/sys/net/ipv4/tcp_congestion_control || true"
-)
+# bbr, where it is the default, measures a token bucket badly. A namespace may choose only among what
+# the machine allows to everyone, and reno is always one of them.
+_KERNEL_SETTINGS = """\
+echo 1 > /proc/sys/net/ipv4/ip_forward
+for algorithm in cubic reno; do
+    echo $algorithm 2>/dev/null > /proc/sys/net/ipv4/tcp_congestion_control && exit
+done
+exit 1
+"""
 
 
 def _address(rank: int) -> str:
