@@ -242,6 +242,22 @@ class Contest:
         for team in self.teams.values():
             team.close()
 
+    def join(self, contestants: Sequence[Contestant], start: Callable[[Contest], None]) -> None:
+        """Let more take part; `start` has to `begin` and await each of their teams."""
+        for contestant in contestants:
+            self.teams[contestant.name] = Team(contestant)
+        for contestant in contestants:
+            self.teams[contestant.name].imported()
+        start(self)
+
+    def leave(self, name: str, limit_s: float) -> tuple[list[Any], list[int]]:
+        """End one contestant; return what each rank returned, and the most memory it ever had."""
+        team = self.teams.pop(name)
+        try:
+            return team.finish(limit_s), team.peaks_bytes
+        finally:
+            team.close()
+
     def alternate(
         self,
         rounds: int,
@@ -250,6 +266,7 @@ class Contest:
         limit_s: float = 120.0,
         names: Sequence[str] = (),
         observe: Callable[[], Any] = lambda: None,
+        prepare: Callable[[int], None] = lambda number: None,
     ) -> dict[str, list[Block]]:
         """Let all take turns; every round starts with another contestant.
 
@@ -260,6 +277,7 @@ class Contest:
             limit_s: Seconds that one turn may take.
             names: Who takes part; everybody by default.
             observe: Called before and after each turn; what it returns is kept in the block.
+            prepare: Called with the number of the round before each turn.
         """
         names = list(names or self.teams)
         blocks: dict[str, list[Block]] = {name: [] for name in names}
@@ -268,6 +286,7 @@ class Contest:
         for number in range(rounds):
             first = number % len(names)
             for name in names[first:] + names[:first]:
+                prepare(number)
                 before = observe()
                 block = self.teams[name].step(steps, limit_s)
                 blocks[name].append(replace(block, observed=(before, observe())))

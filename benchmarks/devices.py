@@ -6,6 +6,7 @@ time, so what a device's meter and counters tell between two readings belongs to
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from lightning_edge.testbed.network import INTERFACE, Network, port
 from lightning_edge.testbed.resolve import resolve
 from lightning_edge.testbed.sampler import PERIOD_S, Probe, Sampler
 from lightning_edge.testbed.spec import DeviceSpec, PoolSpec
+from lightning_edge.testbed.trace import Trace
+
+TRACE_STEP_S = 1.0  # a recorded trace has one rate a second
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Devices:
         self.pool = resolve(PoolSpec(tuple(specs)), this_machine(measure=False))
         self._groups: list[Group] = []
         self._probes: list[Probe] = []
+        self._following: threading.Event | None = None
 
     def __enter__(self) -> Devices:
         self._slot = slots.claim()
@@ -79,6 +84,7 @@ class Devices:
         trace: TracebackType | None,
     ) -> None:
         try:
+            self._stop_following()
             for group in self._groups:
                 group.kill()
             self._sampler.stop()
@@ -115,8 +121,31 @@ class Devices:
         for group, device in zip(self._groups, self.pool.devices, strict=True):
             group.limit_cores(device.cores if on else None)
 
-    def set_rate(self, mbit: float) -> None:
-        """Change the rate of all links, both ways."""
+    def set_link(self, link: float | Trace, start_s: float = 0.0) -> None:
+        """Give all links, both ways, a rate in Mbit/s, or one that follows a trace."""
+        self._stop_following()
+        if not isinstance(link, Trace):
+            self._set_rate(link)
+            return
+        self._following = threading.Event()
+        self._follower = threading.Thread(
+            target=self._follow, args=(link, start_s, self._following), daemon=True
+        )
+        self._set_rate(link.rate_mbit(start_s))
+        self._follower.start()
+
+    def _follow(self, trace: Trace, start_s: float, stop: threading.Event) -> None:
+        began_s = time.monotonic()
+        while not stop.wait(TRACE_STEP_S):
+            self._set_rate(trace.rate_mbit(start_s + time.monotonic() - began_s))
+
+    def _stop_following(self) -> None:
+        if self._following is not None:
+            self._following.set()
+            self._follower.join()
+            self._following = None
+
+    def _set_rate(self, mbit: float) -> None:
         for rank in range(len(self.pool.devices)):
             self._network.set_rate(rank, mbit)
 

@@ -45,6 +45,13 @@ def plain(gate: Gate, task: str, rows: int) -> dict[str, Any]:
     return _fit(gate, task, rows)
 
 
+def alone(gate: Gate, task: str, rows: int) -> dict[str, Any]:
+    """Every device the whole model for itself, all at once: what they could compute at most."""
+    for name in ("RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        os.environ.pop(name, None)  # nobody here has to meet anybody
+    return _fit(gate, task, rows)
+
+
 def ddp(gate: Gate, task: str, rows: int, accumulate: int = 1) -> dict[str, Any]:
     """Lightning's DDP; ``rows`` are those of all devices together, equal parts on each."""
     world = int(os.environ["WORLD_SIZE"])

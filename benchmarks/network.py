@@ -107,8 +107,8 @@ class Line:
                 )
 
 
-# bbr, where it is the default, measures a token bucket badly. A namespace may choose only among what
-# the machine allows to everyone, and reno is always one of them.
+# bbr, where it is the default, measures a token bucket badly. A namespace may choose only among
+# what the machine allows to everyone, and reno is always one of them.
 _KERNEL_SETTINGS = """\
 echo 1 > /proc/sys/net/ipv4/ip_forward
 for algorithm in cubic reno; do

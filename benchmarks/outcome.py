@@ -17,8 +17,9 @@ from benchmarks.table import machine
 HEADER = (
     "task",
     "devices",
-    "Mbit/s",
+    "links",
     "contestant",
+    "devices that work",
     "samples/s",
     "of the compute bound",
     "J/sample",
@@ -35,32 +36,33 @@ class Outcome:
 
     Attributes:
         bound_ratios: Speed over the sum of all devices' own speeds, one per turn.
+        working: Devices that take part. One that is left out may sleep, so its joules do not count.
         joules_per_sample: Of the devices that take part, by their emulated meters.
         dynamic_joules_per_sample: The same without what they draw idle.
         sent_bytes: Per step, by all of them.
-        key: The contestant's name in the contest.
         predicted_s: What the planner said a step would take.
         losses: Of each step.
     """
 
     task: str
     devices: str
-    mbit: float
+    link: str
     contestant: str
+    working: int
     samples_per_s: float
     bound_ratios: list[float]
     joules_per_sample: float
     dynamic_joules_per_sample: float
     sent_bytes: float
-    key: str
     peak_bytes: int = 0
     predicted_s: float | None = None
     plan: Any = None
     losses: list[float] = field(default_factory=list)
 
-    def add(self, result: dict[str, Any] | None) -> None:
-        """Add what the first rank returned."""
+    def add(self, result: dict[str, Any] | None, peak_bytes: int) -> None:
+        """Add what the first rank returned, and the most memory that any rank ever had."""
         result = result or {}
+        self.peak_bytes = peak_bytes
         self.losses = result.get("losses", [])
         self.plan = result.get("plan")
         self.predicted_s = result.get("predicted_s")
@@ -69,8 +71,9 @@ class Outcome:
         return [
             self.task,
             self.devices,
-            f"{self.mbit:g}",
+            self.link,
             self.contestant,
+            str(self.working),
             f"{self.samples_per_s:.2f}",
             f"{statistics.median(self.bound_ratios):.2f}",
             f"{self.joules_per_sample:.2f}",
@@ -103,18 +106,18 @@ def write(outcomes: Sequence[Outcome], path: Path, seconds: float) -> None:
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Draw speed and joules, one column of bars per link rate."""
+    """Draw speed and joules, one column of bars per kind of link."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rates = sorted({outcome.mbit for outcome in outcomes})
+    rates = list(dict.fromkeys(outcome.link for outcome in outcomes))
     figure, axes = pyplot.subplots(
         2, len(rates), figsize=(5 * len(rates), 7), squeeze=False, sharey="row"
     )
     for column, rate in enumerate(rates):
-        own = [outcome for outcome in outcomes if outcome.mbit == rate]
+        own = [outcome for outcome in outcomes if outcome.link == rate]
         names = [outcome.contestant for outcome in own]
         colors = ["tab:green" if "edge_collab" in name else "tab:gray" for name in names]
         for row, (label, values) in enumerate(
@@ -126,7 +129,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
             axis = axes[row][column]
             axis.bar(range(len(own)), values, color=colors)
             axis.set_xticks(range(len(own)), names if row else [], rotation=60, ha="right")
-            axis.set_title(f"{rate:g} Mbit/s" if row == 0 else "")
+            axis.set_title(rate if row == 0 else "")
             axis.set_ylabel(label if column == 0 else "")
     figure.suptitle(f"{outcomes[0].task}, devices of {outcomes[0].devices}")
     figure.tight_layout()

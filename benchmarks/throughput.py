@@ -1,12 +1,13 @@
 """End to end on unequal devices: samples per second and joules per sample, side by side.
 
     python -m benchmarks.throughput                                 10M GPT, 80/40/40 %, three links
-    python -m benchmarks.throughput --cpu 75 25 --mbit 100 --task bert
+    python -m benchmarks.throughput --link wifi-indoors             a recorded link's statistics
+    python -m benchmarks.throughput --cpu 75 25 --link 100 --task bert
     python -m benchmarks.throughput --quick                         a minute, for a look
 
 The devices are emulated (CPU quotas, shaped links, meters that follow fixed power curves). All
 contestants alternate in one run. The compute bound is what all devices do together if each trained
-alone at its own speed, measured in the same run.
+a whole model for itself, all at the same time, measured in the same run.
 """
 
 from __future__ import annotations
@@ -16,45 +17,31 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import tasks
-from benchmarks.contest import Block, Contest, Contestant, Team, turns_s
+from benchmarks.contest import Block, Contest, turns_s
 from benchmarks.devices import Devices, Reading
+from benchmarks.entries import BOUND, WATTS, Entry, baselines, edge
 from benchmarks.outcome import Outcome, draw, show, write
+from lightning_edge.errors import TestbedError
 from lightning_edge.testbed.power import PowerCurve
 from lightning_edge.testbed.spec import DeviceSpec
+from lightning_edge.testbed.trace import Trace, load_trace
 
-ROWS, MICRO_BATCHES = 16, 8
-# Watts idle and busy by percent of a core, fixed beforehand: a desktop, a laptop, boards.
-WATTS = {80: (9.0, 30.0), 75: (9.0, 30.0), 60: (6.0, 18.0), 40: (4.0, 10.0), 25: (2.5, 6.0)}
 OBJECTIVES = ("time", "energy", "edp")
 RESULTS = Path(__file__).parent / "results"
 TURN_LIMIT_S = 400.0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A contestant and what its numbers count.
-
-    Attributes:
-        ranks: The devices it uses.
-        rows: Rows of one of its steps.
-        mbit: The only link rate it is for; None for all.
-    """
-
-    contestant: Contestant
-    ranks: tuple[int, ...]
-    rows: int
-    mbit: float | None = None
+FASTEST_MBIT = 1000.0
+TRACE_TURN_S = 60.0  # every contestant's n-th turn sees the trace from the same moment on
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cpu", type=int, nargs="+", default=[80, 40, 40], choices=WATTS)
-    parser.add_argument("--mbit", type=float, nargs="+", default=[25, 100, 1000])
+    links = "Mbit/s, or a trace: wifi-indoors, or a CSV file with t_s,mbit"
+    parser.add_argument("--link", type=_link, nargs="+", default=[100.0, 25.0, 1000.0], help=links)
     parser.add_argument("--task", choices=tasks.NAMES, default="gpt-10m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="of each turn")
@@ -63,172 +50,149 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=RESULTS / "throughput.json")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.mbit, arguments.objectives, arguments.rounds = [100], ["time"], 1
+        arguments.link, arguments.objectives, arguments.rounds = [100.0], ["time"], 1
     start_s = time.monotonic()
-    outcomes = run(
-        arguments.cpu,
-        arguments.mbit,
-        arguments.task,
-        arguments.objectives,
-        arguments.rounds,
-        arguments.steps,
-    )
+    outcomes = run(arguments, start_s)
     show(outcomes)
-    write(outcomes, arguments.json, time.monotonic() - start_s)
     draw(outcomes, arguments.json.with_suffix(".png"))
     return 0
 
 
-def run(
-    cpus: Sequence[int],
-    rates: Sequence[float],
-    task: str,
-    objectives: Sequence[str],
-    rounds: int,
-    steps: int,
-) -> list[Outcome]:
-    """Let all contestants train on one pool, at one link rate after the other."""
+def _link(text: str) -> float | Trace:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return load_trace(text)
+    except TestbedError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run(arguments: argparse.Namespace, start_s: float) -> list[Outcome]:
+    """Let all contestants train on one pool, on one link after the other.
+
+    What is known is written after each link.
+    """
+    cpus, task = arguments.cpu, arguments.task
     specs = [
-        DeviceSpec(f"device{i}", cpu=cpu / 100, link_mbit=max(rates), power=PowerCurve(*WATTS[cpu]))
+        DeviceSpec(
+            f"device{i}", cpu=cpu / 100, link_mbit=FASTEST_MBIT, power=PowerCurve(*WATTS[cpu])
+        )
         for i, cpu in enumerate(cpus)
     ]
+    outcomes: list[Outcome] = []
     with Devices(specs) as devices:
-        entries = baselines(devices, cpus, task) + [
-            edge(devices, cpus, task, objective, rate) for rate in rates for objective in objectives
-        ]
+        others = baselines(devices, cpus, task)
 
         def start(contest: Contest) -> None:
             devices.limit(True)
-            for entry in entries:
-                devices.set_rate(entry.mbit or max(rates))
-                _begin(contest.teams[entry.contestant.name])
+            for name in [entry.name for entry in others]:
+                contest.teams[name].begin()
+                contest.teams[name].ready()
 
-        setting = "/".join(str(cpu) for cpu in cpus) + " % CPU"
-        outcomes = []
-        with Contest([entry.contestant for entry in entries], start) as contest:
-            for rate in rates:
-                devices.set_rate(rate)
-                playing = [entry for entry in entries if entry.mbit in (None, rate)]
-                names = [entry.contestant.name for entry in playing]
-                blocks = contest.alternate(
-                    rounds, steps, 1, TURN_LIMIT_S, names=names, observe=devices.read
-                )
-                outcomes += judge(task, setting, rate, cpus, playing, blocks)
+        with Contest([entry.contestant for entry in others], start) as contest:
+            for link in arguments.link:
+                outcomes += compare(arguments, devices, contest, link, others)
+                write(outcomes, arguments.json, time.monotonic() - start_s)
             devices.limit(False)
-            finish(contest, outcomes)
+            for entry in others:
+                results, peaks = contest.leave(entry.name, TURN_LIMIT_S)
+                for outcome in outcomes:
+                    if outcome.contestant == entry.name:
+                        outcome.add(results[0], max(peaks))
+        write(outcomes, arguments.json, time.monotonic() - start_s)
     return outcomes
 
 
-def baselines(devices: Devices, cpus: Sequence[int], task: str) -> list[Entry]:
-    """Return what a user could pick instead: each kind of device alone, DDP, torch's pipeline."""
-    everyone, world = tuple(range(len(cpus))), len(cpus)
-    entries = []
-    for rank in sorted({cpus.index(cpu) for cpu in cpus}):
-        name = f"Lightning on device {rank} ({cpus[rank]} %)"
-        entries.append(_entry(devices, name, "plain", (rank,), {"task": task, "rows": ROWS}))
-    shared = ROWS // world * world  # DDP gives every device as many
-    options: dict[str, Any] = {"task": task, "rows": shared}
-    entries.append(_entry(devices, "Lightning DDP", "ddp", everyone, options))
-    local = {**options, "accumulate": 4}
-    name = "Lightning DDP, 4 batches per sum"
-    entries.append(_entry(devices, name, "ddp", everyone, local))
-    if task in tasks.GPTS:
-        blocks = tasks.GPTS[task][2]
-        for name, weights in (("even", [1] * world), ("by speed", list(cpus))):
-            cut = portions(blocks, weights)
-            pipeline = {"task": task, "rows": ROWS, "blocks": cut, "micro_batches": MICRO_BATCHES}
-            title = f"torch 1F1B, {name} {'-'.join(map(str, cut))}"
-            entries.append(_entry(devices, title, "pipeline", everyone, pipeline))
-    return entries
-
-
-def edge(devices: Devices, cpus: Sequence[int], task: str, objective: str, rate: float) -> Entry:
-    """Return ours with a plan made for this rate."""
-    name = f"edge_collab, {objective} @ {rate:g} Mbit/s"
-    cache = str(devices.folder / f"profiles-{rate:g}")  # links are as fast as they were then
-    options = {"task": task, "rows": ROWS, "objective": objective, "cache": cache}
-    return _entry(devices, name, "edge", tuple(range(len(cpus))), options, rate)
-
-
-def _entry(
+def compare(
+    arguments: argparse.Namespace,
     devices: Devices,
-    name: str,
-    function: str,
-    ranks: tuple[int, ...],
-    options: dict[str, Any],
-    mbit: float | None = None,
-) -> Entry:
-    places = devices.places(ranks)
-    target = f"benchmarks.fits:{function}"
-    contestant = Contestant(name, target, options, places, devices.address)
-    return Entry(contestant, ranks, options["rows"] * options.get("accumulate", 1), mbit)
+    contest: Contest,
+    link: float | Trace,
+    others: Sequence[Entry],
+) -> list[Outcome]:
+    """Let all take turns on one link."""
+    label = link.name if isinstance(link, Trace) else f"{link:g} Mbit/s"
+    own = [edge(devices, arguments.cpu, arguments.task, o, label) for o in arguments.objectives]
+    devices.set_link(link)
 
+    def start(contest: Contest) -> None:
+        devices.limit(True)
+        for entry in own:  # one after the other: the first one's profile serves all
+            contest.teams[entry.name].begin()
+            contest.teams[entry.name].ready()
 
-def portions(total: int, weights: Sequence[int]) -> list[int]:
-    """Divide ``total`` by weights, at least one each, largest remainders first."""
-    exact = [total * weight / sum(weights) for weight in weights]
-    parts = [max(1, int(share)) for share in exact]
-    while sum(parts) < total:
-        short = [share - part for share, part in zip(exact, parts, strict=True)]
-        parts[short.index(max(short))] += 1
-    while sum(parts) > total:
-        parts[parts.index(max(parts))] -= 1
-    return parts
+    devices.limit(False)  # while they import
+    contest.join([entry.contestant for entry in own], start)
+    blocks = contest.alternate(
+        arguments.rounds,
+        arguments.steps,
+        1,
+        TURN_LIMIT_S,
+        observe=devices.read,
+        prepare=lambda number: devices.set_link(link, number * TRACE_TURN_S),
+    )
+    results: dict[str, tuple[Any, int]] = {}
+    for entry in own:
+        returned, peaks = contest.leave(entry.name, TURN_LIMIT_S)
+        results[entry.name] = returned[0], max(peaks)
+    return judge(arguments.task, label, arguments.cpu, [*others, *own], blocks, results)
 
 
 def judge(
     task: str,
-    setting: str,
-    rate: float,
+    link: str,
     cpus: Sequence[int],
     entries: Sequence[Entry],
     blocks: dict[str, list[Block]],
+    results: dict[str, tuple[Any, int]],
 ) -> list[Outcome]:
     """Turn seconds and readings into speeds and joules."""
-    speeds = {
-        entry.contestant.name: [
-            entry.rows / turn for turn in turns_s(blocks[entry.contestant.name])
-        ]
-        for entry in entries
-    }
-    alone = {cpus[e.ranks[0]]: speeds[e.contestant.name] for e in entries if len(e.ranks) == 1}
-    bounds = [sum(turn) for turn in zip(*(alone[cpu] for cpu in cpus), strict=True)]
+    setting = "/".join(str(cpu) for cpu in cpus) + " % CPU"
+    rows = entries[0].rows
+    bounds = [  # samples per second of all devices together, by turn
+        sum(rows / statistics.median(steps_s) for steps_s in block.ranks_s)
+        for block in blocks[BOUND]
+    ]
     outcomes = []
     for entry in entries:
-        own = blocks[entry.contestant.name]
-        used = [_used(block, entry.ranks) for block in own]
-        counts = [len(block.steps_s) * entry.rows for block in own]
-        idle_w = sum(WATTS[cpus[rank]][0] for rank in entry.ranks)
+        own = blocks[entry.name]
+        speeds = [entry.rows / turn for turn in turns_s(own)]
+        counts = [float(len(block.steps_s) * entry.rows) for block in own]
+        if entry.name == BOUND:
+            speeds, counts = bounds, [count * len(cpus) for count in counts]
+        result, peak_bytes = results.get(entry.name, (None, 0))
+        ranks = _working(result, len(cpus)) or entry.ranks
+        used = [_used(block, ranks) for block in own]
+        idle_w = sum(WATTS[cpus[rank]][0] for rank in ranks)
         joules = [reading.energy_j for reading in used]
         extra = [
             energy - idle_w * sum(block.steps_s) for energy, block in zip(joules, own, strict=True)
         ]
-        speed = speeds[entry.contestant.name]
-        outcomes.append(
-            Outcome(
-                task,
-                setting,
-                rate,
-                entry.contestant.name.partition(" @ ")[0],
-                statistics.median(speed),
-                [mine / bound for mine, bound in zip(speed, bounds, strict=True)],
-                _median_ratio(joules, counts),
-                _median_ratio(extra, counts),
-                _median_ratio([r.sent_bytes for r in used], [len(b.steps_s) for b in own]),
-                key=entry.contestant.name,
-            )
+        outcome = Outcome(
+            task,
+            setting,
+            link,
+            entry.name,
+            len(ranks),
+            statistics.median(speeds),
+            [mine / bound for mine, bound in zip(speeds, bounds, strict=True)],
+            _median_ratio(joules, counts),
+            _median_ratio(extra, counts),
+            _median_ratio([r.sent_bytes for r in used], [len(b.steps_s) for b in own]),
         )
+        outcome.add(result, peak_bytes)
+        outcomes.append(outcome)
     return outcomes
 
 
-def finish(contest: Contest, outcomes: Sequence[Outcome]) -> None:
-    """End all contestants and add what they say at the end."""
-    for name, team in contest.teams.items():
-        results = team.finish(TURN_LIMIT_S)
-        for outcome in outcomes:
-            if outcome.key == name:
-                outcome.peak_bytes = max(team.peaks_bytes)
-                outcome.add(results[0])
+def _working(result: Any, devices: int) -> tuple[int, ...]:
+    """The devices that a plan gives work; one without work may sleep, so it is not counted."""
+    plan = (result or {}).get("plan") or {}
+    stages = [stage for pipeline in plan.get("pipelines", ()) for stage in pipeline["stages"]]
+    named = {int(rank) for stage in stages for rank in stage["devices"]}
+    return tuple(rank for rank in range(devices) if rank in named)
 
 
 def _used(block: Block, ranks: Sequence[int]) -> Reading:
@@ -242,13 +206,8 @@ def _used(block: Block, ranks: Sequence[int]) -> Reading:
     )
 
 
-def _median_ratio(amounts: Sequence[float], counts: Sequence[int]) -> float:
+def _median_ratio(amounts: Sequence[float], counts: Sequence[float]) -> float:
     return statistics.median(a / n for a, n in zip(amounts, counts, strict=True))
-
-
-def _begin(team: Team) -> None:
-    team.begin()
-    team.ready()
 
 
 if __name__ == "__main__":
