@@ -3,16 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# -m "" also runs what is marked slow.
+# By default what is marked thorough or slow is left out.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help env lint format test test-all demo bench wheel clean
+.PHONY: help env lint format test test-thorough test-all demo bench wheel clean
 
 help:
 	@echo "make lint      ruff and mypy (strict)"
 	@echo "make format    let ruff rewrite the sources"
-	@echo "make test      the tests that take less than a minute together"
-	@echo "make test-all  those marked slow as well"
+	@echo "make test      the tests, some minutes"
+	@echo "make test-thorough  the dear ones, some minutes more"
+	@echo "make test-all  all of them, those marked slow as well (an hour)"
 	@echo "make demo      train, checkpoint and generate on three local processes (minutes)"
 	@echo "make bench     the benchmarks: tables, JSON and pictures in benchmarks/results/ (an hour)"
 	@echo "make wheel     build the wheel and use it in a fresh environment"
@@ -39,6 +40,9 @@ format: env
 
 test: env
 	$(PYTEST)
+
+test-thorough: env
+	$(PYTEST) -m "thorough and not slow"
 
 test-all: env
 	$(PYTEST) -m ""

@@ -12,6 +12,8 @@ import pytest
 from tests.app.commands import command, finish, start
 from tests.app.test_train import SMALL
 
+pytestmark = pytest.mark.thorough
+
 MODEL = """\
 import os
 from pathlib import Path

@@ -10,6 +10,8 @@ import torch
 
 from tests.app.commands import command
 
+pytestmark = pytest.mark.thorough
+
 SMALL = (
     "experiment=digits",
     "trainer.max_epochs=1",

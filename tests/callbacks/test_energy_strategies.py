@@ -25,6 +25,8 @@ from tests.energy.fakes import FakeSource, domain, steady
 from tests.train.test_transparency import plan_of
 from tests.trainers import Module, loaders
 
+pytestmark = pytest.mark.thorough
+
 VERBS = ("validate", "test", "predict")
 QUIET = {"verbose": False}
 

@@ -16,7 +16,10 @@ from tests.train.test_transparency import LAYOUTS, plan_of
 
 TOLERANCE = 2e-6
 slow = pytest.mark.slow
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+]
 
 
 def plan_for(model: str, layout: str) -> dict[str, Any]:

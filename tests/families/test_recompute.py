@@ -13,6 +13,8 @@ from tests.pool import Pool, WorkerError
 from tests.train.stages import largest_difference
 from tests.train.test_transparency import LAYOUTS, plan_of
 
+pytestmark = pytest.mark.thorough
+
 slow = pytest.mark.slow
 
 

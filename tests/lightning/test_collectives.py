@@ -14,7 +14,7 @@ from lightning_edge.errors import UnsupportedError
 from tests.lightning.both import PIPELINE, Run, same
 from tests.lightning.nets import Net, loaders, train_loader, val_loader, weights
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 
 class Asks(Callback):

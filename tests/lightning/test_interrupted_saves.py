@@ -25,7 +25,7 @@ from tests.lightning.both import TWO, Run
 from tests.lightning.nets import WIDTH, Net, train_loader
 from tests.pool import Died
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 
 KEPT: dict[str, Any] = {"save_last": True, "save_top_k": 2, "monitor": "step", "mode": "max"}

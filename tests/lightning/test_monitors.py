@@ -26,7 +26,7 @@ from lightning.pytorch.tuner import Tuner
 from tests.lightning.both import PIPELINE, TWO, Run, both
 from tests.lightning.nets import Losses, Net, loaders, metrics, train_loader, weights
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 
 class Summed(Net):

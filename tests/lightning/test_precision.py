@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from tests.lightning.both import PIPELINE, REPLICAS, Run, both
 from tests.lightning.nets import Losses, Net, loaders, metrics, weights
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 # how far two orders of adding up may lie apart: digits of the type, not of the strategy
 TOLERANCE = {

@@ -28,7 +28,7 @@ from tests.loop.feeding import (
     until_error,
 )
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 
 def noisy_stream() -> Stream:

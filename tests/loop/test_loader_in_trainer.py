@@ -23,7 +23,7 @@ from tests.loop.feeding import (
     trainer,
 )
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 SHARES = (0.6, 0.0, 0.4)
 

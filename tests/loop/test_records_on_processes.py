@@ -16,7 +16,10 @@ from tests.loop.test_epoch_end import Lists
 from tests.loop.test_metrics import Measures
 from tests.loop.test_records import assert_same, logged
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Trainers have much to say
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.filterwarnings("ignore"),
+]  # Trainers have much to say
 
 FIRST, LAST = {"devices": {0: 1.0}}, {"start": "net.2", "devices": {1: 1.0}}
 LAYOUTS = {

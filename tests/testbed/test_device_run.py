@@ -13,7 +13,7 @@ from lightning_edge.testbed import DeviceSpec, PowerCurve, Testbed
 from lightning_edge.testbed.cgroup_mounts import find_cgroups
 from lightning_edge.testbed.cgroup_v2 import GroupV2
 
-pytestmark = [pytest.mark.root, pytest.mark.multiproc]
+pytestmark = [pytest.mark.thorough, pytest.mark.root, pytest.mark.multiproc]
 
 PROGRAMS = Path(__file__).parent / "programs"
 BURN, EAT = str(PROGRAMS / "burn.py"), str(PROGRAMS / "eat.py")

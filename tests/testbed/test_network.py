@@ -11,7 +11,7 @@ from lightning_edge.errors import TestbedError
 from lightning_edge.testbed import DeviceSpec, PoolSpec, Testbed, Trace
 from lightning_edge.testbed import network as network_module
 
-pytestmark = [pytest.mark.root, pytest.mark.multiproc]
+pytestmark = [pytest.mark.thorough, pytest.mark.root, pytest.mark.multiproc]
 
 TRAFFIC = str(Path(__file__).parent / "programs" / "traffic.py")
 # What TCP delivers of a rate that counts whole Ethernet frames, as on a real cable.

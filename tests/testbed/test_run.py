@@ -10,7 +10,7 @@ import pytest
 
 from lightning_edge.testbed import DeviceSpec, Testbed
 
-pytestmark = [pytest.mark.root, pytest.mark.multiproc]
+pytestmark = [pytest.mark.thorough, pytest.mark.root, pytest.mark.multiproc]
 
 STEPS = str(Path(__file__).parent / "programs" / "steps.py")
 
