@@ -37,6 +37,7 @@ from lightning_edge.loop.connection import Connection
 from lightning_edge.loop.environment import EdgeEnvironment, root_device, set_rank_zero
 from lightning_edge.loop.inside import InsideStep
 from lightning_edge.loop.launcher import make_launcher
+from lightning_edge.loop.optimizers import optimizers_to_come
 from lightning_edge.loop.options import Options
 from lightning_edge.loop.planning import Decision
 from lightning_edge.loop.setup import RunParts, set_up
@@ -78,15 +79,16 @@ class EdgeCollabStrategy(StateHooks):
 
     def __init__(
         self,
-        plan: str | os.PathLike[str] | Plan | Mapping[str, Any] = "auto",
+        # mappings come first: what reads types (LightningCLI) takes the first that fits
+        plan: Mapping[str, Any] | Plan | os.PathLike[str] | str = "auto",
         *,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         across: Literal["auto", "pipeline", "data"] = "auto",
-        objective: str | Mapping[str, Any] = "time",
+        objective: Mapping[str, Any] | str = "time",
         micro_batches: int | Literal["auto"] = "auto",
         split_points: Sequence[str] | Literal["auto"] = "auto",
         profile: Any = "auto",
-        data: str | Mapping[str, int] = "owner",
+        data: Mapping[str, int] | str = "owner",
         eval_micro_batches: int = 1,
         replan: float | None = None,
         wire_dtype: torch.dtype | str | None = None,
@@ -221,7 +223,8 @@ class EdgeCollabStrategy(StateHooks):
         with self.building.converting():
             self.model = self.precision_plugin.convert_module(self.lightning_module)
             self.model_to_device()
-        self._parts = set_up(self, trainer, self._options)
+        with optimizers_to_come(self):
+            self._parts = set_up(self, trainer, self._options)
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
             refusals.refuse_optimizers(self.optimizers, self.world_size)

@@ -4,6 +4,9 @@
     device 3   micro-batch 1   log("loss", .4, batch_size=4)  -+->  log("loss", .45, batch_size=12)
     device 4   micro-batch 1   log("loss", .35, batch_size=4) -'
 
+A value that adds up over rows, such as a number of hits, is added up here as well: `log` would have
+been given the sum in one process, whatever it does with it over batches.
+
 Pure: values in, values out, the same on every device.
 """
 
@@ -31,6 +34,7 @@ class Logged:
         metric: Path of the torchmetrics object in the module, None for a value.
         reduce_fx: "mean", "sum", "max" or "min".
         options: The other keyword arguments of `self.log`, plain values only.
+        adds: The value adds up over rows.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Logged:
     metric: str | None
     reduce_fx: str
     options: Mapping[str, Any]
+    adds: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -55,7 +60,9 @@ def pack(calls: Sequence[Logged]) -> dict[str, Any]:
     # Numbers go to where the tensors are: the other way round, each tensor would be waited for.
     place = next((v.device for v in values if v.device.type != "cpu"), torch.device("cpu"))
     return {
-        "calls": [[c.name, c.nth, c.weight, c.metric, c.reduce_fx, dict(c.options)] for c in calls],
+        "calls": [
+            [c.name, c.nth, c.weight, c.metric, c.reduce_fx, dict(c.options), c.adds] for c in calls
+        ],
         "dtypes": [v.dtype for v in values],
         "values": torch.stack([v.to(place, wide) for v in values]) if values else None,
     }
@@ -66,8 +73,8 @@ def unpack(data: Mapping[str, Any]) -> list[Logged]:
     values: Iterable[Tensor] = () if data["values"] is None else data["values"].cpu()
     found = iter([v.to(dtype) for v, dtype in zip(values, data["dtypes"], strict=True)])
     return [
-        Logged(name, nth, next(found) if metric is None else None, weight, metric, fx, options)
-        for name, nth, weight, metric, fx, options in data["calls"]
+        Logged(name, nth, next(found) if metric is None else None, weight, metric, fx, *rest)
+        for name, nth, weight, metric, fx, *rest in data["calls"]
     ]
 
 
@@ -92,7 +99,8 @@ def _one(calls: list[Logged]) -> Logged:
     value = None
     if values:
         weights = [call.weight for call in calls]
-        value = values[0] if len(values) == 1 else _reduce(first.reduce_fx, values, weights)
+        how = "sum" if first.adds and first.reduce_fx == "mean" else first.reduce_fx
+        value = values[0] if len(values) == 1 else _reduce(how, values, weights)
     weight = sum(call.weight for call in calls)
     return Logged(
         first.name, first.nth, value, weight, first.metric, first.reduce_fx, first.options

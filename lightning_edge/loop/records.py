@@ -69,6 +69,8 @@ class Recorder:
         self._rows_seen: dict[str, dict[int, int]] = {}
         # Gives a tree of values with what was received for placeholders in it; set by the run.
         self.received: Callable[[Any], Any] = lambda tree: tree
+        # Gives the names of this step's values that add up over rows; set by the run.
+        self.adding: Callable[[], frozenset[str]] = frozenset
 
     def open(self) -> None:
         """Open the streams. Every device calls it once the transport is up."""
@@ -108,12 +110,14 @@ class Recorder:
     def micro_batch(self, rows: int) -> Iterator[None]:
         """Round one call of the user's step on `rows` rows of this device."""
         self._rows += rows
+        self._tape.adding = self.adding()
         with self._recording(rows), self.metrics.micro_batch(self._tape.calls):
             yield
 
     @contextmanager
     def body(self, peers: Sequence[int]) -> Iterator[None]:
         """Round the body of an epoch-end hook, which the last-stage devices `peers` run."""
+        self._tape.adding = frozenset()
         with self._recording(rows=1), self.metrics.body(peers):
             yield
 
@@ -151,6 +155,7 @@ class Recorder:
         self._own = {
             "extra": dict(extra or {}),
             "rows": self._rows,
+            "stop": self.module.trainer.should_stop,
             "log": pack(self._tape.calls),
             "metrics": self.metrics.report(),
         }
@@ -167,6 +172,8 @@ class Recorder:
             TransportTimeout: A device's records did not come; it is named.
         """
         records = {rank: self._record_of(rank) for rank in self.last_ranks}
+        if any(record["stop"] for record in records.values()):
+            self.module.trainer.should_stop = True  # set in a step, which ends there only
         seen = self._rows_seen.setdefault(self._where, {})
         for rank, record in records.items():
             seen[rank] = seen.get(rank, 0) + record["rows"]

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from lightning_edge.errors import UnsupportedError
+from lightning_edge.loop.losses import BatchLoss
 from lightning_edge.loop.pace import Pace
 from lightning_edge.loop.padding import PaddingWatch
 from lightning_edge.loop.records import Recorder
@@ -87,7 +86,13 @@ class Run:
         self.pace.begin()
         batch = self._batch(args[0], training=True)
         self._padding.look(batch.data)
-        loss = _Loss(batch.rows, accumulate, self._weighted, "training_step" in self._heard)
+        loss = BatchLoss(
+            batch.rows,
+            accumulate,
+            self._weighted,
+            "training_step" in self._heard,
+            lambda: self.stage.probe.loss == "sum",
+        )
         shares: dict[int, Mapping[str, Any]] = {}
 
         def factor() -> float:
@@ -102,7 +107,7 @@ class Run:
             context,
             self.recorder.micro_batch,
             loss.add,
-            lambda: self.recorder.send(loss.share()),
+            lambda: self._send(None, loss.share()),
             training=True,
             accumulate=accumulate,
             fresh=fresh,
@@ -121,14 +126,15 @@ class Run:
         total = sum(share["loss"] for share in shares.values())
         weight = sum(share["weight"] for share in shares.values())
         dtype = next((s["dtype"] for s in shares.values() if s["dtype"] is not None), None)
-        mean = torch.tensor(total / weight, device=self.stage.device, dtype=dtype)
+        divisor = 1.0 if any(share["adds"] for share in shares.values()) else weight
+        whole = torch.tensor(total / divisor, device=self.stage.device, dtype=dtype)
         extras = [piece for share in shares.values() for piece in share.get("extras", ())]
         if not extras:
-            return mean
-        together = _together(extras)
+            return whole
+        together = _together(extras, shares)
         if self._weighted:
             together["loss_weight"] = weight
-        return {"loss": mean, **together}
+        return {"loss": whole, **together}
 
     def evaluate(self, kind: str, args: tuple[Any, ...], context: Context) -> Any:
         """Forward of one batch in validation or test.
@@ -147,7 +153,7 @@ class Run:
             context,
             self.recorder.micro_batch,
             _keep_in(outputs),
-            lambda: self.recorder.send({"outputs": outputs} if heard else None),
+            lambda: self._send(outputs if heard else None),
         )
         with self.recorder.step(kind):
             self._send_if_idle(batch, {"outputs": []} if heard else None)
@@ -155,7 +161,7 @@ class Run:
             shares = self.recorder.collect()
         if heard:
             outputs = [piece for share in shares.values() for piece in share["outputs"]]
-        return _together(outputs)
+        return _together(outputs, shares)
 
     def predict(self, args: tuple[Any, ...], context: Context) -> Any:
         """Forward of one batch in prediction; the whole batch's output on every rank."""
@@ -168,13 +174,19 @@ class Run:
             context,
             self.recorder.micro_batch,
             _keep_in(outputs),
-            lambda: self.recorder.send({"outputs": outputs}),
+            lambda: self._send(outputs),
         )
         with self.recorder.step("predict_step"):
             self._send_if_idle(batch, {"outputs": []})
             self.stage.run(batch, job)
             shares = self.recorder.collect()
-        return _together([piece for share in shares.values() for piece in share["outputs"]])
+        pieces = [piece for share in shares.values() for piece in share["outputs"]]
+        return _together(pieces, shares)
+
+    def _send(self, outputs: Any, share: Mapping[str, Any] | None = None) -> None:
+        """Tell the others what this last-stage device has found out in a step."""
+        found = {} if outputs is None else {"outputs": outputs}
+        self.recorder.send({**found, **(share or {}), "results": [*self.stage.probe.results]})
 
     def _send_if_idle(self, batch: Batch, extra: Mapping[str, Any] | None) -> None:
         """A last-stage device none of whose rows are in this batch still answers the others."""
@@ -213,57 +225,14 @@ def _keep_in(outputs: list[tuple[int, int, Any]]) -> Callable[[MicroBatch, Any],
     return keep
 
 
-def _together(pieces: list[tuple[int, int, Any]]) -> Any:
+def _together(pieces: list[tuple[int, int, Any]], shares: Mapping[int, Mapping[str, Any]]) -> Any:
     """Outputs of micro-batches and replicas, in the order of rows."""
+    adding = {path for share in shares.values() for path in share.get("results", ())}
     if not pieces:
         return None
     ordered = sorted(pieces, key=lambda piece: piece[0])
     if len(ordered) == 1:
         return ordered[0][2]
-    return merge_outputs([output for _, _, output in ordered], [rows for _, rows, _ in ordered])
-
-
-class _Loss:
-    """Adds up a device's losses, and scales each so that gradients are plain sums."""
-
-    def __init__(self, rows: int, accumulate: int, weighted: bool, heard: bool) -> None:
-        self._rows, self._accumulate, self._weighted = rows, accumulate, weighted
-        self._heard = heard
-        self._losses: list[tuple[Tensor, float]] = []
-        self._extras: list[tuple[int, int, dict[str, Any]]] = []
-
-    def add(self, micro_batch: MicroBatch, output: Any) -> None:
-        loss, weight = self._parts(output, micro_batch.rows)
-        if self._heard and isinstance(output, Mapping):
-            rest = {k: v for k, v in output.items() if k not in ("loss", "loss_weight")}
-            rest = tree_map_only(Tensor, Tensor.detach, rest)
-            self._extras.append((micro_batch.first_row, micro_batch.rows, rest))
-        self._losses.append((loss.detach(), weight))
-        micro_batch.loss = loss * (weight / self._rows / self._accumulate)
-
-    def _parts(self, output: Any, rows: int) -> tuple[Tensor, float]:
-        loss, given = output, None
-        if isinstance(output, Mapping):
-            loss, given = output.get("loss"), output.get("loss_weight")
-        if not isinstance(loss, Tensor):
-            raise UnsupportedError(
-                f"training_step returned {type(loss).__name__} instead of a loss; return a tensor, "
-                f"or a dict with 'loss', for every batch (a batch cannot be skipped on one device "
-                f"only)"
-            )
-        if (given is not None) != self._weighted:
-            raise UnsupportedError(
-                "training_step returned 'loss_weight' for some batches and not for others; return "
-                "it always or never"
-            )
-        return loss, float(rows if given is None else given)
-
-    def share(self) -> dict[str, Any]:
-        """This device's part of the batch's loss, and what else the step returned."""
-        dtype = self._losses[0][0].dtype if self._losses else None
-        return {
-            "loss": sum(float(loss) * weight for loss, weight in self._losses),
-            "weight": sum(weight for _, weight in self._losses),
-            "dtype": dtype,
-            "extras": self._extras,
-        }
+    return merge_outputs(
+        [output for _, _, output in ordered], [rows for _, rows, _ in ordered], adding
+    )

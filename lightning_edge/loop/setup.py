@@ -21,6 +21,7 @@ from lightning_edge.loop.drift import DRIFT, Drift
 from lightning_edge.loop.epoch_end import EpochEndHooks
 from lightning_edge.loop.listeners import heard_steps
 from lightning_edge.loop.loader import Feed
+from lightning_edge.loop.losses import look_at_loss
 from lightning_edge.loop.memory import TrainingMemory
 from lightning_edge.loop.options import Options
 from lightning_edge.loop.planning import Case, decide, profiler_callback
@@ -95,6 +96,8 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
         )
     )
     strategy.decision, plan = decision, decision.plan
+    if trainer.state.fn == TrainerFn.FITTING:
+        look_at_loss(probe, plan)
     agreement.agree(
         transport,
         {
@@ -206,6 +209,7 @@ class RunParts:
             inside=strategy.inside,
         )
         self.recorder.received = stage.replay.received
+        self.recorder.adding = lambda: stage.probe.adding
         self.epoch_end = EpochEndHooks(module, self.recorder)
         self.transfer = BatchTransfer(
             feed, trainer, strategy.root_device, seed=seed, aligned=self._aligned

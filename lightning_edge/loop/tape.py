@@ -46,6 +46,7 @@ class Tape:
         self._rehearsed: set[tuple[object, ...]] = set()
         self._scratch: dict[bool, _ResultCollection] = {}
         self._known: dict[Key, tuple[str, dict[str, Any]]] = {}  # reduce_fx and options of calls
+        self.adding: frozenset[str] = frozenset()  # names of values that add up over rows
         self._overridden = type(module).log is not LightningModule.log
         self.start()
 
@@ -123,7 +124,8 @@ class Tape:
         nth = self._seen.get(name, 0)
         self._seen[name] = nth + 1
         weight = float(self._rows if rows is None else rows)
-        self.calls.append(Logged(name, nth, value, weight, metric, reduce_fx, options))
+        adds = name in self.adding
+        self.calls.append(Logged(name, nth, value, weight, metric, reduce_fx, options, adds))
 
     def _rehearse(self, real: Any, fx: str, name: str, value: Any, kwargs: dict[str, Any]) -> None:
         """Let Lightning check each new combination of arguments, on a collection of its own."""

@@ -22,9 +22,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_edge.replicate.adding import Growth, Kind
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.sites import Site
-from lightning_edge.replicate.trace import Seen, run_step
+from lightning_edge.replicate.trace import Seen, Trace, paths_and_leaves, run_step
 
 __all__: list[str] = []
 
@@ -110,6 +111,9 @@ class Probe:
         flops: Floating-point operations of a row's forward, by the position they are done at.
         trials: Modules that need data to run (see `replicate.trial`).
         weighted: Whether the step returns a "loss_weight".
+        loss: Whether the step's result is a mean over rows or adds up over them.
+        adding: Names of logged values that add up over rows.
+        results: Where in what the step returns numbers stand that do, for instance `['hits']`.
         failure: What the user's code raised on data-less tensors behind the last call, if it did.
     """
 
@@ -120,6 +124,9 @@ class Probe:
     flops: Mapping[int, float] = field(default_factory=dict)
     trials: frozenset[str] = frozenset()
     weighted: bool = False
+    loss: Kind = "mean"
+    adding: frozenset[str] = frozenset()
+    results: frozenset[str] = frozenset()
     failure: str | None = None
 
     def once(self) -> dict[str, Call]:
@@ -164,6 +171,8 @@ def probe_step(
     others = {seen.sites[0].name: seen.tensor for seen in second.values.values() if seen.sites}
     values = tuple(_value(seen, others, rows) for seen in first.values.values() if seen.uses)
     weighted = isinstance(first.output, Mapping) and "loss_weight" in first.output
+    growth = Growth(first.operations, second.operations, rows)
+    losses = [_loss(trace) for trace in (first, second)]
     return Probe(
         calls=tuple(calls),
         touches={name: tuple(p - 1 for p in used) for name, used in first.touches.items()},
@@ -172,8 +181,23 @@ def probe_step(
         flops={max(p - 1, 0): count / rows[0] for p, count in first.flops.items()},
         trials=first.trials,
         weighted=weighted,
+        loss=growth.kind(*losses),
+        adding=growth.logs(),
+        results=growth.adding(*(_results(trace) for trace in (first, second))),
         failure=first.failure,
     )
+
+
+def _loss(trace: Trace) -> Any:
+    output = trace.output
+    if trace.failure is not None:
+        output = trace.operations.last_loss()
+    return trace.operations.of(output.get("loss") if isinstance(output, Mapping) else output)
+
+
+def _results(trace: Trace) -> dict[str, Any]:
+    leaves = dict(paths_and_leaves(trace.output))
+    return {path: trace.operations.of(leaf) for path, leaf in leaves.items()}
 
 
 def _value(seen: Seen, others: Mapping[str, Tensor], rows: tuple[int, int]) -> Value:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from lightning_edge.replicate.adding import Operations
 from lightning_edge.replicate.placeholder import (
     eager,
     fake_mode,
@@ -95,6 +96,7 @@ class Trace:
     output: Any = None
     failure: str | None = None
     stuck_in: str | None = None  # the module that asked a placeholder for data
+    operations: Operations = field(default_factory=lambda: Operations(lambda _: False, is_fake))
 
     @property
     def position(self) -> int:
@@ -166,8 +168,9 @@ def _run(
         names.update({id(buffer): name for name, buffer in module.named_buffers()})
         for handle in follow_calls(module, _entered(trace, names), _left(trace, names)):
             stack.callback(handle.remove)
+        trace.operations = Operations(lambda tensor: id(tensor) in names, is_fake)
         for attribute in ("log", "log_dict", "print"):
-            module.__dict__[attribute] = _log(trace)
+            module.__dict__[attribute] = _log(trace, attribute)
         stack.callback(Trials(module, trials, lambda name: _tried(trace, module, name)).close)
         stack.enter_context(eager())
         stack.enter_context(context())
@@ -229,10 +232,16 @@ def _tried(trace: Trace, module: nn.Module, name: str) -> None:
         trace.touch(inner)
 
 
-def _log(trace: Trace) -> Callable[..., None]:
+def _log(trace: Trace, attribute: str) -> Callable[..., None]:
     def log(*args: Any, **kwargs: Any) -> None:
         # carried out behind the step, on the last stage
         trace.use((args, kwargs), 1 << 30, RESULT)
+        given = [*args, *kwargs.values()]
+        if attribute == "log_dict" and given and isinstance(given[0], dict):
+            trace.operations.log(given[0])
+        elif attribute == "log":
+            named = dict(zip(("name", "value"), args, strict=False)) | kwargs
+            trace.operations.log({str(named.get("name")): named.get("value")})
 
     return log
 
@@ -294,6 +303,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except Exception:  # it needs data, or nobody taught it to do without
             trace.stuck_in = trace.where.module
             raise
+        trace.operations.note(func, args, kwargs, out)
         count = _FLOPS.get(func.overloadpacket)
         if count is not None:
             made = trace.flops.get(trace.position, 0)

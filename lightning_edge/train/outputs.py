@@ -7,7 +7,7 @@ together        {"logits": [5, 10], "ids": ["a", ..., "e"], "loss": 0.8}     (2 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,32 +21,35 @@ from lightning_edge.train.tree import children, is_sequence, rebuild, step, walk
 __all__ = ["merge_outputs"]
 
 
-def merge_outputs(outputs: Sequence[Any], rows: Sequence[int]) -> Any:
+def merge_outputs(outputs: Sequence[Any], rows: Sequence[int], adding: Collection[str] = ()) -> Any:
     """Put the outputs of a step together.
 
     Tensors and arrays are concatenated along their first dimension, lists with one item per row one
-    after the other; single numbers become their mean, weighted by rows. What is equal everywhere
-    (None, a text) stays what it is.
+    after the other; single numbers become their mean, weighted by rows, or their sum where they add
+    up over rows. What is equal everywhere (None, a text) stays what it is.
 
     Args:
         outputs: At least one, in the order of their rows.
         rows: Number of rows of each.
+        adding: Where numbers stand that add up over rows, for instance `['hits']`.
 
     Raises:
         DataError: The outputs have different structures, or values that have no sum.
     """
     if len(outputs) == 1:
         return outputs[0]
-    return _merge(list(outputs), list(rows), "output")
+    return _merge(list(outputs), list(rows), "output", {f"output{path}" for path in adding})
 
 
-def _merge(values: list[Any], rows: list[int], path: str) -> Any:
+def _merge(values: list[Any], rows: list[int], path: str, adding: Collection[str]) -> Any:
     first = values[0]
     if any(type(value) is not type(first) for value in values):
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
         raise DataError(
             f"{path} is of different kinds ({kinds}) in different micro-batches. {HINT}"
         )
+    if path in adding and (not isinstance(first, Tensor) or first.ndim == 0):
+        return sum(values[1:], first)
     if isinstance(first, Tensor):
         return _merge_tensors(values, rows, path)
     if isinstance(first, np.ndarray) and first.ndim:
@@ -62,7 +65,8 @@ def _merge(values: list[Any], rows: list[int], path: str) -> Any:
         if any(list(other) != keys for other in below):
             raise DataError(f"{path} has different parts in different micro-batches. {HINT}")
         return rebuild(
-            first, [_merge([b[key] for b in below], rows, path + step(first, key)) for key in keys]
+            first,
+            [_merge([b[k] for b in below], rows, path + step(first, k), adding) for k in keys],
         )
     if all(_same(value, first) for value in values):
         return first

@@ -103,7 +103,7 @@ class Stage:
         self.index = plan.stage_of(transport.rank)
         self.last = len(plan.stages) - 1
         self.holders = holders_of(plan, probe, module, self.starts)
-        self._seed, self._probe = seed, probe
+        self._seed, self._probe, self.probe = seed, probe, probe
         self._place(origin or Origin())
         self._eval_plan = _with_micro_batches(plan, eval_micro_batches, transport.world_size)
         self._layouts: dict[tuple[int, bool], Layout] = {}
@@ -200,9 +200,9 @@ class Stage:
         if self.index is None:
             return StepTimes()
         if mine:
-            phase, probe = self.phases.of(job.kind, job.step, batch, job.context)
-            self._seed_draws(probe)
-            self._prefix.know(probe)
+            phase, self.probe = self.phases.of(job.kind, job.step, batch, job.context)
+            self._seed_draws(self.probe)
+            self._prefix.know(self.probe)
             self.replay.start(phase, self._call(job), mine, *self._batch)
         if job.training:
             self._follow_thaw()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Run:
 
     def __init__(self, plan: Any, folder: Path, rank: int = 0) -> None:
         self.plan, self.folder, self.rank = plan, folder, rank
-        self._trainers: list[L.Trainer] = []
+        self.trainers: list[L.Trainer] = []
 
     def trainer(self, **options: Any) -> L.Trainer:
         """A quiet Trainer with the scenario's strategy; options are the Trainer's."""
@@ -81,14 +82,14 @@ class Run:
             strategy = lightning_edge.EdgeCollabStrategy(self.plan, **edge)
         settings = {**QUIET, "default_root_dir": str(self.folder), **options}
         trainer = L.Trainer(strategy=strategy, **settings)
-        self._trainers.append(trainer)
+        self.trainers.append(trainer)
         L.seed_everything(4, verbose=False)
         return trainer
 
     def end(self) -> None:
         """Leave the other ranks in order."""
         if self.plan is not None:
-            for trainer in self._trainers:
+            for trainer in self.trainers:
                 trainer.strategy.disconnect()  # type: ignore[attr-defined]
 
 
@@ -128,18 +129,20 @@ def both(
     """
     for name in ("one", "many"):
         (folder / name).mkdir()
-    one = run_one(0, 1, scenario, None, str(folder / "one"), args)
-    world_size = ranks_of(plan)
-    many = pool.run(
-        run_one,
-        world_size,
-        scenario,
-        plan,
-        str(folder / "many"),
-        args,
-        timeout=timeout,
-        env={"PL_GLOBAL_SEED": None},
-    )
+    with ThreadPoolExecutor(1) as thread:  # the ranks wait for each other most of the time
+        ranks = thread.submit(
+            pool.run,
+            run_one,
+            ranks_of(plan),
+            scenario,
+            plan,
+            str(folder / "many"),
+            args,
+            timeout=timeout,
+            env={"PL_GLOBAL_SEED": None},
+        )
+        one = run_one(0, 1, scenario, None, str(folder / "one"), args)
+        many = ranks.result()
     for rank, found in enumerate(many):
         same(found, one, tolerance, f"rank {rank}")
     return one, many

@@ -101,7 +101,9 @@ def named(run: Run) -> Any:
     keep = ModelCheckpoint(
         run.folder, monitor="val_loss", filename="{epoch}", save_last=True, save_top_k=1
     )
-    options = {"callbacks": [keep], "enable_checkpointing": True, "max_epochs": 4}
+    # in float32 rounding grows to 1e-5 at this rate, in 18 steps
+    options = {"enable_checkpointing": True, "max_epochs": 2, "precision": "64-true"}
+    options["callbacks"] = [keep]
     module, val = Net(lr=0.2), val_loader()
     trainer = run.trainer(**options)
     trainer.fit(module, train_loader(), val)
@@ -113,7 +115,7 @@ def named(run: Run) -> Any:
     found["saved after the fit"] = plain(run.folder / "hpc_ckpt_3.ckpt")
     run.end()
     for path in ("last", "hpc"):
-        again = run.trainer(**{**options, "callbacks": [_last(run)], "max_epochs": 6})
+        again = run.trainer(**{**options, "callbacks": [_last(run)], "max_epochs": 3})
         other = Net(lr=0.2)
         again.fit(other, train_loader(), val, ckpt_path=path)
         found[f"from {path}"] = [weights(other), metrics(again), again.global_step]
@@ -126,8 +128,8 @@ def _last(run: Run) -> ModelCheckpoint:
 
 
 def test_checkpoints_by_name(pool, tmp_path):
-    one, _ = both(pool, tmp_path, named, tolerance=1e-4)  # rounding grows over 18 steps
-    assert one["from last"][2] == 18
+    one, _ = both(pool, tmp_path, named, tolerance=1e-9)
+    assert one["from last"][2] == 9
 
 
 def middle(run: Run) -> Any:

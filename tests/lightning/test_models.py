@@ -15,7 +15,7 @@ from lightning.pytorch.demos.boring_classes import (
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.lightning.both import REPLICAS, TWO, Run, both
+from tests.lightning.both import PLANS, REPLICAS, TWO, Run, both
 from tests.lightning.nets import Losses, Net, loaders, metrics, train_loader, val_loader, weights
 
 pytestmark = pytest.mark.multiproc
@@ -143,6 +143,52 @@ def penalty(run: Run) -> Any:
 
 def test_a_penalty_over_all_parameters(pool, tmp_path):
     both(pool, tmp_path, penalty)
+
+
+class Summed(Net):
+    """Losses and logs that add up over rows, beside means."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        logits = self(x)
+        loss = 0.2 * F.cross_entropy(logits, y, reduction="sum")
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        self.log("hits", (logits.argmax(1) == y).sum().float(), on_step=True)
+        self.log_dict({"mean": F.cross_entropy(logits, y), "rows": float(len(y))}, on_epoch=True)
+        return {"loss": loss, "logits": logits, "hits": (logits.argmax(1) == y).sum(), "n": len(y)}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        logits = self(batch[0])
+        self.log("val_hits", (logits.argmax(1) == batch[1]).sum().float())
+        self.log("val_all_hits", (logits.argmax(1) == batch[1]).sum().float(), reduce_fx="sum")
+        self.log("val_loss", F.cross_entropy(logits, batch[1]))
+
+
+class Counts(Losses):
+    """Also the numbers that a step returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[Any] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *more: Any) -> None:
+        super().on_train_batch_end(trainer, module, outputs, *more)
+        self.counts.append([int(outputs["hits"]), outputs["n"], len(outputs["logits"])])
+
+
+def summed(run: Run) -> Any:
+    seen = Counts()
+    edge = {"eval_micro_batches": 2}
+    trainer = run.trainer(callbacks=[seen], accumulate_grad_batches=2, edge=edge)
+    module = Summed(lr=0.02)
+    trainer.fit(module, *loaders())
+    return seen.train, seen.counts, weights(module), metrics(trainer)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_losses_and_logs_that_add_up_over_rows(pool, tmp_path, plan):
+    one, _ = both(pool, tmp_path, summed, plan=plan)
+    assert one[3]["val_hits"] > 1
 
 
 class Hungry(Net):

@@ -39,6 +39,12 @@ class OwnBackward(Net):
         loss.backward()
 
 
+class Mixed(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="sum")
+        return loss + 0.01 * self.head.weight.square().sum()
+
+
 class SAM(torch.optim.SGD):
     """Steps twice, once to the worst place nearby."""
 
@@ -62,6 +68,7 @@ def _scaled() -> dict[str, Any]:
 CASES: dict[str, tuple[Any, Any, str]] = {  # the module, the Trainer's options, the text
     "manual": (Manual, lambda _: {}, "manual optimization.*Remove self.automatic_optimization"),
     "backward": (OwnBackward, lambda _: {}, "own LightningModule.backward.*on_after_backward"),
+    "mixed": (Mixed, lambda _: {}, "adds up over the rows.*a penalty.*Write both as means"),
     "scaler": (Net, lambda _: _scaled(), "precision='16-mixed'.*Use 'bf16-mixed' or '32-true'"),
     "lbfgs": (lambda: optimizer(torch.optim.LBFGS), lambda _: {}, "LBFGS.*parameter by parameter"),
     "sam": (lambda: optimizer(SAM), lambda _: {}, "SAM.*parameter by parameter"),
