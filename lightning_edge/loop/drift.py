@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,6 +13,7 @@ from lightning_edge.loop.planning import Decision, objective_of
 from lightning_edge.plan.search import search
 from lightning_edge.plan.simulate import simulate
 from lightning_edge.profile.refine import Paces, paces, refined
+from lightning_edge.report import Measured
 
 if TYPE_CHECKING:
     from lightning_edge.loop.options import Options
@@ -22,6 +24,7 @@ __all__: list[str] = []
 DRIFT = 0.15
 """How much slower or faster than profiled a device computes before it is told of."""
 WORTH_SEARCHING = 0.05
+FEW_BATCHES = 5  # fewer say little about a device
 
 
 class Drift:
@@ -48,23 +51,39 @@ class Drift:
         self._decision, self._transport, self._names = decision, transport, names
         self._options, self._rows, self._owner = options, rows, owner
         self._told: set[str] = set()
+        self._from, self._last = Measured(), Measured()
 
-    def look(self, compute_s: float, between_s: float, drift: float = DRIFT) -> dict[int, Paces]:
-        """Compare this epoch with the prediction, and say what matters; collective.
+    def look(
+        self,
+        measured: Measured,
+        pace_s: float,
+        drift: float = DRIFT,
+        peak_bytes: int | None = None,
+    ) -> dict[int, Paces]:
+        """Compare what was measured since the last look with the prediction, and say what matters.
+
+        Collective. A few batches since the last look are put together with those before it.
 
         Args:
-            compute_s: Of this device in a mean step's forwards and backwards.
-            between_s: Between two steps.
+            measured: Of this device since training began.
+            pace_s: From one of its steps to the next.
             drift: From how much on a device is told of.
+            peak_bytes: The most memory that training has taken here; None if unknown.
         """
+        if measured.batches - self._last.batches >= FEW_BATCHES:
+            self._from, self._last = self._last, replace(measured)
+        n = measured.batches - self._from.batches
+        compute_s = (measured.compute_s - self._from.compute_s) / n
+        between_s = max(pace_s - (measured.total_s - self._from.total_s) / n, 0.0)
         profile, prediction = self._decision.profile, self._decision.prediction
         if profile is None or prediction is None:
             return {}
-        gathered = self._transport.all_gather([compute_s, between_s])
-        measured = {rank: (float(a), float(b)) for rank, (a, b) in enumerate(gathered)}
-        found = paces(profile, self._decision.plan, prediction, measured)
+        gathered = list(self._transport.all_gather([compute_s, between_s, peak_bytes]))
+        by_rank = {rank: (float(a), float(b)) for rank, (a, b, _) in enumerate(gathered)}
+        peaks = {rank: peak for rank, (*_, peak) in enumerate(gathered)}
+        found = paces(profile, self._decision.plan, prediction, by_rank, peaks)
         for sentence in drifted({self._names[r]: p.slower for r, p in found.items()}, drift):
-            self._tell(sentence)
+            self._tell(sentence.partition(" is ")[0], sentence)
         moved = any(abs(pace.slower - 1) > WORTH_SEARCHING for pace in found.values())
         auto = self._options.plan is None and self._options.replan > 0
         if auto and moved and self._transport.rank == 0:
@@ -94,15 +113,16 @@ class Drift:
                 for stage in choice.plan.stages
             )
             self._tell(
+                stages,
                 f"another plan would now be {100 * (1 - ratio):.0f} % better ({goal}): {stages},"
                 f" {choice.plan.micro_batches} micro-batches; start again with profile='measure'"
-                f" to use it"
+                f" to use it",
             )
 
-    def _tell(self, sentence: str) -> None:
-        """Say it, once."""
-        if sentence.partition(" is ")[0] not in self._told:
-            self._told.add(sentence.partition(" is ")[0])
+    def _tell(self, about: str, sentence: str) -> None:
+        """Say one sentence about something, once."""
+        if about not in self._told:
+            self._told.add(about)
             rank_zero_info(f"edge_collab: {sentence}")
 
 

@@ -154,7 +154,7 @@ class Profiler:
             instruction_s=round(measured.instruction_s, 7),
             step_s=round(loop_s, 6),
             copy_s_per_byte=float(f"{links.copy_s_per_byte:.4g}"),
-            provenance={"all": "measured", "step_s": "prior"},
+            provenance={**device.provenance, "step_s": "prior"},
         )
         profile = self._merge(self._part(device, measured, optimizer))
         profile = replace(profile, links=links.links)
@@ -193,7 +193,12 @@ class Profiler:
         if text is None:
             return None
         self._say("using the stored profile; profile='measure' measures again")
-        return Profile.from_json(text)
+        found = Profile.from_json(text)
+        devices = tuple(
+            replace(old, memory_bytes=now.memory_bytes, battery_j=now.battery_j)
+            for old, now in zip(found.devices, present.devices, strict=True)
+        )
+        return replace(found, devices=devices)
 
     def _store(self, profile: Profile) -> None:
         cache = self._settings.cache

@@ -336,9 +336,7 @@ class RunParts:
             return {}
         callback = profiler_callback(self._trainer)
         limit = callback.settings["drift"] if callback is not None else DRIFT
-        n = measured.batches
-        between_s = max(pace - measured.total_s / n, 0.0)
-        return self._drift.look(measured.compute_s / n, between_s, limit)
+        return self._drift.look(measured, pace, limit, self._memory.peak_bytes())
 
     def refined_profile(self) -> Profile | None:
         """The profile with what training measured; collective."""

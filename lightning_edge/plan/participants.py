@@ -80,6 +80,10 @@ class Device(Known):
         instruction_s: Fixed seconds of each forward and each backward, whatever the rows.
         step_s: Fixed seconds of each step: the loop around it, logging, the optimizer's calls.
         copy_s_per_byte: Seconds to pack or unpack a byte of a message.
+        holes_bytes: Memory that training takes besides its tensors, whatever the plan: holes that
+            the allocator leaves.
+        holes_ratio: More of them, per byte that a micro-batch keeps, once several micro-batches
+            have followed each other.
     """
 
     name: str
@@ -95,6 +99,8 @@ class Device(Known):
     instruction_s: float = 0.0
     step_s: float = 0.0
     copy_s_per_byte: float = 0.0
+    holes_bytes: float = 0.0
+    holes_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +134,8 @@ class Link(Known):
         latency_s: Seconds until the first byte arrives.
         media: Names of what the message shares with others, such as a Wi-Fi channel: of all
             messages on one medium only one advances at full speed. Both directions of a half-duplex
-            link share a medium. That messages of one device share its output is understood.
+            link share a medium. That messages of one sender share its output, and messages to one
+            receiver its input, is understood.
     """
 
     source: str

@@ -95,7 +95,8 @@ def _model_facts(profile: Profile) -> dict[str, Any]:
     """Return what a model is, whoever runs it."""
     model = profile.model
     sizes = ("parameter_bytes", "gradient_bytes", "optimizer_bytes", "forward_bytes", "cut")
-    facts: dict[str, Any] = {"name": model.name, "signature": model.signature}
+    names = ("name", "signature", "least_rows")
+    facts: dict[str, Any] = {name: getattr(model, name) for name in names}
     facts["blocks"] = tuple(block.name for block in model.blocks)
     for block in model.blocks:
         facts[block.name] = {name: getattr(block, name) for name in sizes}
@@ -105,7 +106,7 @@ def _model_facts(profile: Profile) -> dict[str, Any]:
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[Path, Any, Any]]:
     """Yield path, old and new value of what differs; blocks only if they are the same ones."""
-    for key in ("name", "signature", "blocks", "shared"):
+    for key in ("name", "signature", "least_rows", "blocks", "shared"):
         if old[key] != new[key]:
             yield (key,), old[key], new[key]
     if old["blocks"] == new["blocks"]:

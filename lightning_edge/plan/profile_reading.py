@@ -92,6 +92,8 @@ def _device(fields: Fields, name: str) -> Device:
         instruction_s=fields.number("instruction_s", 0.0),
         step_s=fields.number("step_s", 0.0),
         copy_s_per_byte=fields.number("copy_s_per_byte", 0.0),
+        holes_bytes=fields.number("holes_bytes", 0.0),
+        holes_ratio=fields.number("holes_ratio", 0.0),
         provenance=fields.provenance(),
     )
 
@@ -140,6 +142,7 @@ def _model(fields: Fields) -> Model:
         tuple(blocks),
         tuple(shared),
         batch_bytes=fields.number("batch_bytes", 0.0),
+        least_rows=fields.whole("least_rows", 1, positive=True),
         signature=fields.text("signature", ""),
         provenance=fields.provenance(),
     )

@@ -58,7 +58,7 @@ def _together(entries: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, A
 
 def _device(device: Device) -> dict[str, Any]:
     names = ("memory_bytes", "cores", "accelerator", "battery_j", "power_cap_w")
-    costs = ("instruction_s", "step_s", "copy_s_per_byte")
+    costs = ("instruction_s", "step_s", "copy_s_per_byte", "holes_bytes", "holes_ratio")
     plain = Device("", device.kind)
     entry: dict[str, Any] = {"kind": device.kind}
     entry |= _differing({"timing": device.timing}, {"timing": device.kind})
@@ -77,7 +77,7 @@ def _mode(mode: PowerMode) -> dict[str, Any]:
 
 
 def _model(model: Model) -> dict[str, Any]:
-    names = ("signature", "batch_bytes")
+    names = ("signature", "batch_bytes", "least_rows")
     entry: dict[str, Any] = {"name": model.name}
     entry |= _differing({name: getattr(model, name) for name in names}, vars(Model("", ())))
     entry["blocks"] = _together([(block.name, _block(block)) for block in model.blocks])

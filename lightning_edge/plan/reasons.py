@@ -144,6 +144,12 @@ def _stages(judge: Judge, best: Verdict) -> list[str]:
 
 def _pace(judge: Judge, moves: Moves, best: Verdict) -> list[str]:
     assignment, found = best.assignment, []
+    least = judge.rules.rows_each(assignment.rows, assignment.micro_batches)
+    if least > 1:
+        found.append(
+            f"at least {least} rows of each micro-batch on a device: the model normalises over"
+            " them (batch normalisation)"
+        )
     if judge.rules.micro_batches is None and len(assignment.parts) > 1:
         texts = []
         for number in (assignment.micro_batches // 2, assignment.micro_batches * 2):

@@ -18,6 +18,7 @@ from lightning_edge.plan.group_settings import (
 from lightning_edge.plan.objective import Named, Objective
 from lightning_edge.plan.problems import Problem, refuse
 from lightning_edge.plan.rows import whole_rows
+from lightning_edge.plan.wiring import spread
 
 __all__: list[str] = []
 
@@ -39,6 +40,7 @@ class Rules:
         caps_w: Rank -> most watts.
         budgets_j: Rank -> most joules per step.
         shares: Devices of one stage -> rank -> the shares asked for.
+        least_rows: Fewest rows of a micro-batch that a device with work may have.
     """
 
     ranks: tuple[int, ...]
@@ -53,6 +55,7 @@ class Rules:
     caps_w: Mapping[int, float]
     budgets_j: Mapping[int, float]
     shares: Mapping[frozenset[int], Mapping[int, float]] = field(default_factory=dict)
+    least_rows: int = 1
 
     @property
     def most_stages(self) -> int:
@@ -75,7 +78,28 @@ class Rules:
             self.micro_batches, assignment.rows
         ):
             return False
+        if self.least_rows > 1 and not self._enough_rows(assignment):
+            return False
         return self.groups is None or self._grouped(parts)
+
+    def rows_each(self, rows: int, micro_batches: int) -> int:
+        """Fewest rows of a micro-batch per device, where so many micro-batches divide so many rows.
+
+        A small batch, or a number of micro-batches that was asked for, may leave fewer.
+        """
+        most = rows if self.micro_batches is None else rows // micro_batches
+        return max(1, min(self.least_rows, most))
+
+    def _enough_rows(self, assignment: Assignment) -> bool:
+        number = assignment.micro_batches
+        least = self.rows_each(assignment.rows, number)
+        return all(
+            stop - start >= least
+            for part in assignment.parts
+            if frozenset(part.ranks) not in self.shares
+            for line in spread(part.rows, number)
+            for start, stop in line
+        )
 
     def _grouped(self, parts: Iterable[Part]) -> bool:
         """Whether groups follow each other, each divided as it asks for."""
@@ -177,6 +201,7 @@ def resolve(objective: Objective, costs: Costs) -> Rules:
         caps,
         budgets,
         _shares(objective, groups),
+        profile.model.least_rows,
     )
     needs = (objective.minimize != "time", bool(caps), bool(budgets))
     _check_power(costs, rules, needs)

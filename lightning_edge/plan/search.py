@@ -68,7 +68,7 @@ def search(
         raise PlanError(f"a batch has at least one row, found {rows}")
     goal = Objective.parse(objective)
     simulator = Simulator(profile, owner)
-    rules = resolve(goal, simulator.costs)
+    rules = _possible(resolve(goal, simulator.costs), simulator, goal, rows)
     deadline = goal.max_step_s
     if goal.max_slowdown is not None:
         fastest = Objective.parse({**_settings(goal), "minimize": "time"})
@@ -80,13 +80,23 @@ def search(
     if best.excess > 0:
 
         def attempt(other: Objective, fewer: int) -> Verdict:
-            allowed = resolve(other, simulator.costs)
+            allowed = _possible(resolve(other, simulator.costs), simulator, other, fewer)
             limit = deadline if other.max_step_s or other.max_slowdown else None
             judge = Judge(simulator, other, allowed, limit)
             return _Search(judge, allowed, fewer, budget // 4).best()
 
         raise PlanError(remedies(run.judge, best, attempt))
     return _choice(run, best)
+
+
+def _possible(rules: Rules, simulator: Simulator, goal: Objective, rows: int) -> Rules:
+    """Ask for fewer rows per device where no plan at all has as many as the model wants."""
+    while rules.least_rows > 1:
+        shaper = Shaper(Judge(simulator, goal, rules, None), rows)
+        if any(True for _ in seeds(shaper, rules, _numbers(rules, rows))):
+            break
+        rules = replace(rules, least_rows=rules.least_rows // 2)
+    return rules
 
 
 def _settings(goal: Objective) -> dict[str, object]:
@@ -251,7 +261,8 @@ def _numbers(rules: Rules, rows: int) -> tuple[int, ...]:
         return (min(rules.micro_batches, rows),)
     found = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128}
     found |= {n for n in range(1, min(rows, 128) + 1) if rows % n == 0}
-    return tuple(sorted(n for n in found if n <= rows))
+    least = rules.rows_each(rows, 1)
+    return tuple(sorted(n for n in found if n * least <= rows))
 
 
 def classes(simulator: Simulator) -> tuple[int, ...]:
@@ -262,7 +273,8 @@ def classes(simulator: Simulator) -> tuple[int, ...]:
     for rank, device in enumerate(profile.devices):
         facts = (device.timing, device.modes, device.mode, device.memory_bytes,
                  device.instruction_s, device.step_s, device.copy_s_per_byte,
-                 device.battery_j, device.power_cap_w)  # fmt: skip
+                 device.battery_j, device.power_cap_w, device.holes_bytes,
+                 device.holes_ratio)  # fmt: skip
         paths = simulator.network.paths
         size = simulator.network.size
         out = sorted(str(paths[rank * size + peer]) for peer in range(size) if peer != rank)

@@ -15,6 +15,8 @@ from lightning_edge.plan.shaping import Shaper
 __all__: list[str] = []
 
 Array = NDArray[np.float64]
+Room = tuple[float, int, float]
+"""Of a device: bytes that it has, rows of a micro-batch, bytes of holes per byte kept."""
 _LARGEST = 16  # devices that share a stage; larger ones come from the seeds
 
 
@@ -89,7 +91,7 @@ class Segments:
         if rules.side_by_side:
             self._upper[:] = False
             self._upper[0, last] = True
-        self._stages: dict[tuple[int, int], tuple[StageCosts, Array, list[tuple[float, int]]]] = {}
+        self._stages: dict[tuple[int, int], tuple[StageCosts, Array, list[Room]]] = {}
         costs = self._costs
         cuts = [costs.crossing_bytes(e) if e < len(costs.blocks) else (0.0, 0.0) for e in edges]
         self._ahead = np.array([ahead for ahead, _ in cuts])
@@ -143,7 +145,7 @@ class Segments:
             except NoLinkError:
                 return None
         costs, forward, devices = self._stages[i, j]
-        if all(limit == float("inf") for limit, _ in devices):
+        if all(limit == float("inf") for limit, *_ in devices):
             return costs
         extra = self._extra(devices, behind, forward)
         return StageCosts(
@@ -155,7 +157,7 @@ class Segments:
             costs.idle_w,
         )
 
-    def _measure(self, i: int, j: int) -> tuple[StageCosts, Array, list[tuple[float, int]]]:
+    def _measure(self, i: int, j: int) -> tuple[StageCosts, Array, list[Room]]:
         costs, number, rows = self._costs, self.number, self._shaper.rows
         ranks = self.order[i:j]
         blocks = len(costs.blocks)
@@ -179,7 +181,9 @@ class Segments:
                 dynamic = dynamic + (watts[1] - watts[0]) * (number * own + own_step)
                 idle += watts[0]
             limit = costs.devices[rank].memory_bytes
-            devices.append((float("inf") if limit is None else float(limit), int(np.ceil(share))))
+            holes = costs.devices[rank].holes_ratio * (1 - 1 / number)
+            room = float("inf") if limit is None else limit - costs.devices[rank].holes_bytes
+            devices.append((room, int(np.ceil(share)), holes))
         summing = np.zeros(shape)
         if len(ranks) > 1:
             ring = self._network.ring(ranks)
@@ -220,21 +224,21 @@ class Segments:
         shared = bool(set(there.media) & set(back.media))
         return both, ahead_s + back_s if shared else np.maximum(ahead_s, back_s)
 
-    def _extra(
-        self, devices: Sequence[tuple[float, int]], behind: NDArray[np.int64], forward: Array
-    ) -> Array:
+    def _extra(self, devices: Sequence[Room], behind: NDArray[np.int64], forward: Array) -> Array:
         """Seconds of computing again where memory asks for it; inf where that is too little."""
         number = self.number
         extra = np.zeros_like(forward)
         crossing = self._ahead + self._back
-        for limit, rows in devices:
+        for limit, rows, holes in devices:
             fits = np.zeros_like(extra, dtype=bool)
             again = np.zeros_like(extra, dtype=bool)
             for growth in (2, 1, 0):
                 depth = np.minimum(growth * behind + 1, number)[None, :]
                 ends = (depth + 2) * (crossing[None, :] + crossing[:-1, None])
                 rest = self._state + rows * ends
-                fits |= rest + rows * (depth * self._kept + self._passing) <= limit
-                again |= rest + rows * (depth * self._inputs + self._passing_again) <= limit
+                fits |= rest + rows * ((depth + holes) * self._kept + self._passing) <= limit
+                again |= (
+                    rest + rows * ((depth + holes) * self._inputs + self._passing_again) <= limit
+                )
             extra = np.maximum(extra, np.where(fits, 0.0, np.where(again, forward, np.inf)))
         return extra

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lightning_edge.plan.assignment import Assignment, Part
 from lightning_edge.plan.costs import Costs
 from lightning_edge.plan.judge import Judge
-from lightning_edge.plan.memory import peak_bytes
+from lightning_edge.plan.memory import holes_per_row, peak_bytes
 from lightning_edge.plan.rules import rows_of
 from lightning_edge.plan.sharing import share_out
 
@@ -91,7 +91,9 @@ class Shaper:
                 return self.judge.seconds(part, i, number)[0]
 
             caps = [self._cap(stage, rank, number, depth) for rank in stage.ranks]
-            found = share_out(self.rows, count, seconds, caps, self.piece)
+            least = self.judge.rules.rows_each(self.rows, number)
+            floor = least * number if least > 1 else 0
+            found = share_out(self.rows, count, seconds, caps, self.piece, floor)
             if self.piece > 1:
                 found = _in_pieces(found, self.piece)
             self._shares[key] = found
@@ -99,17 +101,19 @@ class Shaper:
 
     def _cap(self, stage: Draft, rank: int, number: int, depth: int) -> int:
         """The most rows of the batch that fit into a device's memory."""
-        limit = self.costs.devices[rank].memory_bytes
+        device = self.costs.devices[rank]
+        limit = device.memory_bytes
         if limit is None:
             return self.rows
         first, stop, keep = stage.first, stage.stop, stage.checkpoint
-        per_row = depth * self.costs.kept_bytes(first, stop, keep)
+        kept = self.costs.kept_bytes(first, stop, keep)
+        per_row = depth * kept + holes_per_row(device, kept, number)
         per_row += self.costs.passing_bytes(first, stop, keep)
         for cut in (first, stop):
             if 0 < cut < len(self.costs.blocks):
                 per_row += (depth + 2) * sum(self.costs.crossing_bytes(cut))
         per_row += 2 * self.costs.profile.model.batch_bytes * number
-        room = limit - self.costs.state_bytes(first, stop)
+        room = limit - self.costs.state_bytes(first, stop) - device.holes_bytes
         if room <= 0:
             return 0
         return self.rows if not per_row else min(self.rows, int(room / per_row) * number)

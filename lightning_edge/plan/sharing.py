@@ -23,7 +23,12 @@ class Seconds(Protocol):
 
 
 def share_out(
-    rows: int, number: int, seconds: Seconds, caps: Sequence[int], piece: int = 1
+    rows: int,
+    number: int,
+    seconds: Seconds,
+    caps: Sequence[int],
+    piece: int = 1,
+    least: int = 0,
 ) -> tuple[int, ...]:
     """Return the rows of each device; they add up to `rows`.
 
@@ -33,17 +38,27 @@ def share_out(
         seconds: How long each needs.
         caps: The most rows that fit into each one's memory; what fits nowhere goes to the roomiest.
         piece: Rows are moved in such pieces at the finest.
+        least: Fewest rows of a device, as far as there are enough.
     """
     fair = max(1, rows // number)
     speeds = [fair / max(seconds(i, fair), 1e-12) for i in range(number)]
     found = whole_rows([speed / sum(speeds) for speed in speeds], rows)
+    _lift(found, min(least, rows // number))
     _cap(found, caps, speeds)
     size = max(piece, max(found) // 4)
     while size >= piece:
-        while _improve(found, seconds, caps, size):
+        while _improve(found, seconds, caps, size, least):
             pass
         size //= 2
     return tuple(found)
+
+
+def _lift(found: list[int], least: int) -> None:
+    """Give every device so many rows, taken from those with the most."""
+    for i, rows in enumerate(found):
+        for _ in range(least - rows):
+            found[max(range(len(found)), key=lambda j: found[j])] -= 1
+            found[i] += 1
 
 
 def _cap(found: list[int], caps: Sequence[int], speeds: Sequence[float]) -> None:
@@ -61,11 +76,13 @@ def _cap(found: list[int], caps: Sequence[int], speeds: Sequence[float]) -> None
         found[roomiest] += spare
 
 
-def _improve(found: list[int], seconds: Seconds, caps: Sequence[int], size: int) -> bool:
+def _improve(
+    found: list[int], seconds: Seconds, caps: Sequence[int], size: int, least: int
+) -> bool:
     """Move one piece away from the slowest device if that makes the stage faster."""
     now = [seconds(i, rows) for i, rows in enumerate(found)]
     slowest = max(range(len(found)), key=lambda i: now[i])
-    if found[slowest] < size:
+    if found[slowest] - size < least:
         return False
     after = [
         seconds(i, rows + size) if i != slowest and rows + size <= caps[i] else float("inf")

@@ -133,6 +133,8 @@ class Model(Known):
         blocks: In the order of execution, at least one.
         shared: Parameters used by several blocks.
         batch_bytes: Per row of the batch, what its owner sends to each device of the plan.
+        least_rows: Fewest rows of a micro-batch that a device should compute together: more than
+            one for models that normalise over them.
         signature: Tells one model from another; "" if unknown.
     """
 
@@ -140,6 +142,7 @@ class Model(Known):
     blocks: tuple[Block, ...]
     shared: tuple[Shared, ...] = ()
     batch_bytes: float = 0.0
+    least_rows: int = 1
     signature: str = ""
 
     def __post_init__(self) -> None:

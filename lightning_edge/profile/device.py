@@ -23,6 +23,12 @@ from lightning_edge.plan.participants import Device, PowerMode
 __all__ = ["describe_device"]
 
 RESERVE = 0.05  # of the free memory, for what a training allocates besides tensors
+HOLES_BYTES, HOLES_RATIO = 30e6, 0.9
+"""What the processor's allocator leaves unused, until training has shown it.
+
+Torch asks for aligned blocks, and the place of a freed one is seldom good for the next (glibc
+before 2.38). Fitted to 25 trainings of GPTs of 2 to 10M parameters on glibc 2.36.
+"""
 _LINUX_LIMITS = ("memory.max", "memory.limit_in_bytes")
 _LINUX_USED = ("memory.current", "memory.usage_in_bytes")
 
@@ -42,7 +48,8 @@ def describe_device(
     accelerator = accelerator_name(device)
     memory = _free_bytes(device, host)
     modes, mode = _modes(host)
-    measured = {"all": "measured"}
+    plain = device.type == "cpu"
+    guessed = dict.fromkeys(("holes_bytes", "holes_ratio"), "prior") if plain else {}
     return Device(
         name,
         kind_of(host, accelerator),
@@ -53,7 +60,9 @@ def describe_device(
         modes=modes,
         mode=mode,
         battery_j=_battery_j(host),
-        provenance=measured,
+        holes_bytes=HOLES_BYTES if plain else 0.0,
+        holes_ratio=HOLES_RATIO if plain else 0.0,
+        provenance={"all": "measured", **guessed},
     )
 
 
@@ -115,11 +124,18 @@ def _container_rooms(host: HostEnv) -> list[int]:
             limit = _number(host, at, _LINUX_LIMITS)
             used = _number(host, at, _LINUX_USED)
             if limit is not None and used is not None:
-                rooms.append(max(limit - used, 0))
+                rooms.append(max(limit - used + _files_bytes(host, at), 0))
             if at == root:
                 break
             at = at.parent
     return rooms
+
+
+def _files_bytes(host: HostEnv, folder: Path) -> int:
+    """Of the memory that a group uses, what holds files it no longer reads and gives up at once."""
+    text = host.text(str(folder / "memory.stat")) or ""
+    found = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
 def _number(host: HostEnv, folder: Path, names: tuple[str, ...]) -> int | None:

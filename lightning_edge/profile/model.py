@@ -25,6 +25,7 @@ from lightning_edge.profile.rehearsal import Rehearsal, Subject, rehearse
 from lightning_edge.profile.sizes import (
     alike,
     crossing_bytes,
+    least_rows,
     own_bytes,
     row_bytes,
     shared_parameters,
@@ -258,6 +259,7 @@ def model_of(
         tuple(blocks),
         shared,
         batch_bytes=row_bytes(batch, subject.rows),
+        least_rows=least_rows(module),
         signature=signature(module, probe, sites, batch),
         provenance={"all": "measured"},
     )

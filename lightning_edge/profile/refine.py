@@ -9,6 +9,7 @@ from lightning_edge.plan.costs import Costs
 from lightning_edge.plan.plan import Plan
 from lightning_edge.plan.prediction import Prediction
 from lightning_edge.plan.profile import Profile
+from lightning_edge.plan.simulate import simulate
 from lightning_edge.plan.workload import Timing
 
 __all__: list[str] = []
@@ -21,10 +22,12 @@ class Paces:
     Attributes:
         slower: Measured seconds of forwards and backwards over the predicted ones.
         loop_s: Seconds of each step besides those, the optimizer and waiting.
+        holes: Measured memory besides tensors over the predicted one; None if either is unknown.
     """
 
     slower: float
     loop_s: float
+    holes: float | None = None
 
 
 def paces(
@@ -32,6 +35,7 @@ def paces(
     plan: Plan,
     prediction: Prediction,
     measured: Mapping[int, tuple[float, float]],
+    peaks: Mapping[int, int | None] | None = None,
 ) -> dict[int, Paces]:
     """Hold what devices measured against a prediction.
 
@@ -40,8 +44,11 @@ def paces(
         plan: What ran, with ranks and numbers.
         prediction: Of it.
         measured: Rank -> seconds per step in forwards and backwards, and between two steps.
+        peaks: Rank -> the most bytes that training took.
     """
     costs = Costs(profile)
+    tight = tuple(replace(d, holes_bytes=0.0, holes_ratio=0.0) for d in profile.devices)
+    tensors = simulate(plan, replace(profile, devices=tight), rows=prediction.rows, owner=None)
     starts = [0, *(profile.model.index(str(stage.start)) for stage in plan.stages[1:])]
     starts.append(len(profile.model.blocks))
     found = {}
@@ -55,8 +62,20 @@ def paces(
         optimizer_s = step_s - profile.devices[rank].step_s
         expected_s = forecast.compute_s - step_s
         if expected_s > 0:
-            found[rank] = Paces(compute_s / expected_s, max(between_s - optimizer_s, 0.0))
+            least = tensors.devices[rank].peak_bytes
+            found[rank] = Paces(
+                compute_s / expected_s,
+                max(between_s - optimizer_s, 0.0),
+                _holes((peaks or {}).get(rank), least, forecast.peak_bytes - least),
+            )
     return found
+
+
+def _holes(peak: int | None, tensors: int, expected: int) -> float | None:
+    """How many times as many holes there were as expected; one training shows only so much."""
+    if peak is None or expected <= 0:
+        return None
+    return min(max((peak - tensors) / expected, 0.25), 4.0)
 
 
 def refined(profile: Profile, found: Mapping[int, Paces]) -> Profile:
@@ -71,10 +90,14 @@ def refined(profile: Profile, found: Mapping[int, Paces]) -> Profile:
     for rank, pace in found.items():
         device = devices[rank]
         factors[device.timing] = pace.slower
+        times = 1.0 if pace.holes is None else pace.holes
+        seen = ["step_s", *(["holes_bytes", "holes_ratio"] if pace.holes is not None else [])]
         devices[rank] = replace(
             device,
             step_s=round(pace.loop_s, 6),
-            provenance={**device.provenance, "step_s": "measured"},
+            holes_bytes=round(device.holes_bytes * times),
+            holes_ratio=round(device.holes_ratio * times, 3),
+            provenance={**device.provenance, **dict.fromkeys(seen, "measured")},
         )
     blocks = tuple(
         replace(

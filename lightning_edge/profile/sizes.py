@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_edge.plan.workload import Shared
 from lightning_edge.profile.blocks import Site, Sites
@@ -15,6 +16,9 @@ from lightning_edge.replicate.split import carried, crossing
 from lightning_edge.train.microbatch import batch_leaves
 
 __all__: list[str] = []
+
+NORMALISED_ROWS = 8
+"""Statistics of fewer make models train worse (Wu and He, "Group Normalization", ECCV 2018)."""
 
 
 def size_of(tensor: Tensor) -> int:
@@ -90,6 +94,18 @@ def row_bytes(batch: Any, rows: int) -> float:
     """Bytes of a batch per row."""
     tensors = [leaf for _, leaf in batch_leaves(batch) if isinstance(leaf, Tensor)]
     return sum(size_of(tensor) for tensor in tensors) / rows
+
+
+def least_rows(module: nn.Module) -> int:
+    """Fewest rows of a micro-batch that make sense: more than one if statistics are taken of them.
+
+    Only modules that are to train count: in evaluation mode they use what they know.
+    """
+    normalising = any(
+        isinstance(child, _BatchNorm) and (child.training or child.running_mean is None)
+        for child in module.modules()
+    )
+    return NORMALISED_ROWS if normalising else 1
 
 
 def alike(sites: Sites, module: nn.Module, probe: Probe) -> list[int]:

@@ -11,6 +11,7 @@ from lightning_edge.plan.moves import Moves
 from lightning_edge.plan.search import BUDGET
 from lightning_edge.plan.shaping import Shaper
 
+PARTS = 10
 EQUAL = 3e-4  # plans so near each other are chosen among by joules and depth
 
 
@@ -31,15 +32,17 @@ def test_a_search_is_as_good_as_looking_at_everything(seed: int):
 @pytest.mark.slow
 @pytest.mark.timeout(580)
 @pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("part", range(PARTS))
 def test_searches_are_as_good_as_looking_at_everything(
-    everything: bool, monkeypatch: pytest.MonkeyPatch
+    part: int, everything: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """300 problems; without `exhaust` too, as larger problems are searched."""
+    """300 problems in parts; without `exhaust` too, as larger problems are searched."""
     if not everything:
         monkeypatch.setattr(exhaust, "MOST_PLANS", 0)
-    found = [worse for seed in range(300) if (worse := behind(seed)) is not None]
-    assert len(found) > 250
-    assert sum(worse <= EQUAL for worse in found) >= 0.95 * len(found)
+    seeds = range(part, 300, PARTS)
+    found = [worse for seed in seeds if (worse := behind(seed)) is not None]
+    assert len(found) > 0.8 * len(seeds)
+    assert sum(worse > EQUAL for worse in found) <= 1  # of 30: `benchmarks.planner` counts all
     if everything:
         assert max(found) <= 0.01
 

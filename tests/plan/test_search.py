@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_edge.errors import PlanError
+from lightning_edge.plan.objective import Objective
+from lightning_edge.plan.plan import Plan
 from lightning_edge.plan.profile import Profile
+from lightning_edge.plan.rows import micro_batch_bounds, row_intervals
 from lightning_edge.plan.search import Choice, search
 from lightning_edge.plan.simulate import simulate
 from tests.plan.profiles import simple, written
@@ -225,3 +229,31 @@ def test_the_order_of_devices_does_not_matter(speeds: list[float], mbit: float, 
     other = Profile(tuple(devices), base.model, base.links)
     a, b = (search(profile, rows=8, owner=None).prediction for profile in (base, other))
     assert a.step_s == pytest.approx(b.step_s, rel=1e-3)
+
+
+def fewest_rows(plan: Plan, rows: int) -> int:
+    """Rows of a micro-batch on the device of a stage that has the fewest."""
+    assert plan.micro_batches != "auto"
+    bounds = micro_batch_bounds(rows, plan.micro_batches)
+    lines = [row_intervals(tuple(stage.devices.values()), bounds) for stage in plan.stages]
+    return min(stop - start for line in lines for each in line for start, stop in each)
+
+
+@pytest.mark.parametrize("speeds", [[1.0, 1.0, 1.0], [5.0, 2.0, 1.0]])
+@pytest.mark.parametrize("mbit", [30.0, 3000.0])
+def test_a_model_that_normalises_over_rows_gets_enough_of_them(
+    speeds: list[float], mbit: float
+) -> None:
+    free = simple(speeds, mbit=mbit, crossing=1e4)
+    bound = replace(free, model=replace(free.model, least_rows=8))
+    assert fewest_rows(search(free, rows=16).plan, 16) < 8
+    choice = search(bound, rows=16)
+    assert fewest_rows(choice.plan, 16) >= 8
+    assert any("normalises" in reason for reason in choice.reasons)
+    # whoever asks for small micro-batches, or for many devices side by side, gets them
+    asked = search(bound, rows=32, objective=Objective(micro_batches=8))
+    assert asked.plan.micro_batches == 8
+    assert fewest_rows(asked.plan, 32) == 4
+    together = {"all": {"devices": [0, 1, 2], "parallelism": "data"}}
+    few = search(bound, rows=12, objective=Objective(groups=together))
+    assert len(few.plan.stages[0].devices) == 3

@@ -77,6 +77,10 @@ def test_memory_is_what_the_container_leaves(tmp_path: Path) -> None:
     assert free == round((1 << 30) * 0.95)
     held = describe_device("pi", CPU, held_bytes=1000, host=host(tmp_path, groups)).memory_bytes
     assert held == round(((1 << 30) + 1000) * 0.95)
+    # files that were read once are given up before anybody runs out of memory
+    groups["/sys/fs/cgroup/lab/memory.stat"] = "anon 7\ninactive_file 5000\nactive_file 9\n"
+    more = describe_device("pi", CPU, host=host(tmp_path, groups)).memory_bytes
+    assert more == round(((1 << 30) + 5000) * 0.95)
 
 
 def test_a_battery_counts_while_it_discharges(tmp_path: Path) -> None:

@@ -167,6 +167,9 @@ def test_the_model_that_planning_sees(clock: TickingClock) -> None:
     assert timing.step_s == pytest.approx(middle.gradient_bytes * 1e-9, abs=1e-7)
     assert timing.provenance_of("forward_s") == "measured"
     assert model.batch_bytes == 9 * 4
+    assert model.least_rows == 8  # there is batch normalisation
+    module.eval()
+    assert model_of(subject, found, ADAM, name="Net", timing="here").least_rows == 1
 
 
 def test_a_model_that_cannot_run_says_so(clock: TickingClock) -> None:
