@@ -1,11 +1,13 @@
 """How well steps are predicted: many plans on testbeds of unequal devices, predicted and measured.
 
     python -m benchmarks.prediction --testbed wired          # root; some minutes, an idle machine
+    python -m benchmarks.prediction --testbed wired --part 2/3       # every third plan of them
     python -m benchmarks.prediction --show                   # the table and the picture again
 
 The devices profile themselves once; then every plan is trained in the same processes, and its
-report holds the prediction against what was measured. Results of all testbeds stand in
-`benchmarks/results/prediction.json`, with a table and a picture beside it.
+report holds the prediction against what was measured. Results are added line by line to
+`benchmarks/results/prediction.jsonl` as they come, where the last one of a plan counts; a table and
+a picture of all stand beside it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "prediction.json"
+RESULTS = Path(__file__).parent / "results" / "prediction.jsonl"
 ROWS, BLOCKS, BATCHES, EPOCHS = 16, 6, 7, 2
 
 TESTBEDS: dict[str, dict[str, Any]] = {
@@ -72,8 +73,16 @@ def _plan(
     return {"pipelines": [{"stages": listed}], "micro_batches": micro_batches}
 
 
-def work(out: Path, seconds: float) -> None:
-    """On every device: profile once, train every plan, and write what the reports say."""
+def part_of(text: str) -> tuple[int, int]:
+    """Read "2/3" as the second of three parts."""
+    part, of = (int(number) for number in text.split("/"))
+    if not 1 <= part <= of:
+        raise ValueError(text)
+    return part, of
+
+
+def work(out: Path, seconds: float, part: tuple[int, int], testbed: str) -> None:
+    """On every device: profile once, train the plans, and write what their reports say."""
     import lightning as L
     import torch
 
@@ -85,8 +94,8 @@ def work(out: Path, seconds: float) -> None:
     begun = time.monotonic()
     loader = models.loader(models.text(ROWS), BATCHES)
     profile: Any = "measure"
-    records = []
-    for number, (name, plan) in enumerate([("profile", "auto"), *plans().items()]):
+    mine = list(plans().items())[part[0] - 1 :: part[1]]
+    for number, (name, plan) in enumerate([("profile", "auto"), *mine]):
         if time.monotonic() - begun > seconds:
             break
         strategy = lightning_edge.EdgeCollabStrategy(plan, profile=profile, replan=False)  # type: ignore[arg-type]
@@ -104,87 +113,84 @@ def work(out: Path, seconds: float) -> None:
         if number == 0:
             profile = strategy.profile
         report = strategy.report()
-        records.append({"plan": name, "mapping": plan, **report.to_dict()})
         if trainer.global_rank == 0:
             print(name, report.step_s, (report.predicted or {}).get("step_s"), flush=True)
-            text = {"profile": profile.to_mapping(), "records": records}
-            out.write_text(json.dumps(text, default=str))
+            record = {"testbed": testbed, "plan": name, "mapping": plan, **report.to_dict()}
+            if number == 0:
+                record["profile"] = profile.to_mapping()
+            with out.open("a") as file:
+                file.write(json.dumps(record, default=str) + "\n")
         strategy.disconnect()
 
 
-def run(name: str, seconds: float) -> None:
-    """Run all plans on a testbed and keep the results."""
+def run(name: str, seconds: float, part: str) -> None:
+    """Run plans on a testbed; its processes write the results."""
     from lightning_edge.testbed import DeviceSpec, PoolSpec, Testbed
 
     setting = TESTBEDS[name]
     devices = tuple(DeviceSpec.parse(text) for text in setting["devices"])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Testbed(PoolSpec(devices, medium_mbit=setting["medium_mbit"])) as bed,
-    ):
-        out = Path(folder) / "records.json"
-        command = [sys.executable, "-m", "benchmarks.prediction", "--worker", str(out)]
-        result = bed.run(
-            [*command, "--seconds", str(seconds)],
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with Testbed(PoolSpec(devices, medium_mbit=setting["medium_mbit"])) as bed:
+        command = [sys.executable, "-m", "benchmarks.prediction", "--worker", str(RESULTS)]
+        bed.run(
+            [*command, "--testbed", name, "--seconds", str(seconds), "--part", part],
             timeout_s=seconds + 120,
             env={"OMP_NUM_THREADS": "1"},
             free_start=True,
             printer=lambda device, line: print(f"[{device}] {line}", flush=True),
         )
-        found = json.loads(out.read_text())
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    content[name] = {"testbed": setting, **found, "ended_well": result.ok}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per plan and testbed: step and fullest device, predicted and measured."""
-    found = []
-    for name, one in content.items():
-        for record in one["records"]:
-            if record["plan"] == "profile" or record["step_s"] is None:
-                continue
-            memory = [
-                line["off"]
+def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per plan and testbed: step and memory, predicted and measured."""
+    found = {}
+    for record in records:
+        if record["plan"] == "profile" or record["step_s"] is None:
+            continue
+        found[record["testbed"], record["plan"]] = {
+            "testbed": record["testbed"],
+            "plan": record["plan"],
+            "predicted_s": record["predicted"]["step_s"],
+            "measured_s": record["step_s"],
+            "off": record["predicted"]["step_s"] / record["step_s"] - 1,
+            "memory": [
+                (line["predicted"], line["measured"], line["off"])
                 for line in record["compared"]
                 if line["what"] == "memory" and line["off"] is not None
-            ]
-            found.append(
-                {
-                    "testbed": name,
-                    "plan": record["plan"],
-                    "predicted_s": record["predicted"]["step_s"],
-                    "measured_s": record["step_s"],
-                    "off": record["predicted"]["step_s"] / record["step_s"] - 1,
-                    "memory_off": max(memory, key=abs) if memory else None,
-                }
-            )
-    return found
+            ],
+        }
+    return list(found.values())
 
 
 def show() -> None:
     """Print the table, and write it and the picture beside the results."""
-    rows = rows_of(json.loads(RESULTS.read_text()))
+    rows = rows_of([json.loads(line) for line in RESULTS.read_text().splitlines()])
     lines = [
-        "| testbed | plan | predicted | measured | off | memory off |",
-        "|---|---|--:|--:|--:|--:|",
+        "| testbed | plan | predicted | measured | off | MB of each device, predicted (off) |",
+        "|---|---|--:|--:|--:|---|",
     ]
     for row in rows:
-        memory = "" if row["memory_off"] is None else f"{100 * row['memory_off']:+.0f} %"
+        memory = ", ".join(f"{p / 1e6:.0f} ({100 * off:+.0f} %)" for p, _, off in row["memory"])
         lines.append(
             f"| {row['testbed']} | {row['plan']} | {row['predicted_s']:.3f} s"
             f" | {row['measured_s']:.3f} s | {100 * row['off']:+.1f} % | {memory} |"
         )
-    errors = sorted(abs(row["off"]) for row in rows)
-    late = errors[min(len(errors) - 1, int(0.95 * len(errors)))]
-    lines.append(
-        f"\n{len(rows)} plans: median error {100 * statistics.median(errors):.1f} %,"
-        f" 95th percentile {100 * late:.1f} %"
-    )
+    steps = [abs(row["off"]) for row in rows]
+    bytes_ = [abs(off) for row in rows for *_, off in row["memory"]]
+    lines.append(f"\n{len(rows)} plans: steps {spread(steps)}; memory {spread(bytes_)}")
     RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     picture(rows, RESULTS.with_suffix(".svg"))
+
+
+def spread(errors: Sequence[float]) -> str:
+    """Say how large errors are."""
+    ranked = sorted(errors)
+    late = ranked[min(len(ranked) - 1, int(0.95 * len(ranked)))]
+    return (
+        f"off by {100 * statistics.median(ranked):.1f} % in the median,"
+        f" 95th percentile {100 * late:.1f} %, at worst {100 * ranked[-1]:.1f} %"
+    )
 
 
 def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -210,14 +216,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--testbed", choices=[*TESTBEDS])
     parser.add_argument("--seconds", type=float, default=200.0, help="of training plans")
+    parser.add_argument("--part", default="1/1", help="2/3: the second third of the plans")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.worker:
-        work(parsed.worker, parsed.seconds)
+        work(parsed.worker, parsed.seconds, part_of(parsed.part), parsed.testbed)
         return
     if parsed.testbed:
-        run(parsed.testbed, parsed.seconds)
+        run(parsed.testbed, parsed.seconds, parsed.part)
     if RESULTS.exists():
         show()
 
