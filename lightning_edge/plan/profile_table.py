@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 _MARKS = {"measured": "", "prior": "*", "declared": "'"}
-_LEGEND = "no mark: measured; * from the table of known boards; ' declared"
+_LEGEND = "no mark: measured; * a prior, as from the table of known boards; ' declared"
 
 
 def tables(profile: Profile, width: int = 120) -> str:
@@ -26,6 +26,8 @@ def tables(profile: Profile, width: int = 120) -> str:
     parts = [f"{len(profile.devices)} devices, {model.name} of {len(model.blocks)} blocks"]
     if profile.software:
         parts.append(", ".join(f"{key} {value}" for key, value in profile.software.items()))
+    if model.least_rows > 1:
+        parts.append(f"at least {model.least_rows} rows of a micro-batch on a device")
     head = "; ".join(parts)
     devices = grid(
         ("device", "kind", "memory", "mode", "speed", "idle W", "compute W", "comm. W"),
@@ -40,7 +42,7 @@ def tables(profile: Profile, width: int = 120) -> str:
         _merged([_block(block, i == 0, shown) for i, block in enumerate(model.blocks)]),
         width,
     )
-    tables = [head, devices, blocks + more]
+    tables = [head, devices + _holes(profile.devices), blocks + more]
     if profile.links:
         tables.append(_links(profile.links, width))
     return "\n\n".join([*tables, f"timings: forward/backward at a number of rows; {_LEGEND}"])
@@ -88,6 +90,19 @@ def _device(device: Device) -> list[list[str]]:
         head = [device.name, device.kind, memory] if first else ["", "", ""]
         rows.append([*head, mode.name + current, speed, *watts])
     return rows
+
+
+def _holes(devices: Sequence[Device]) -> str:
+    """Say what devices take besides tensors, those alike together."""
+    alike: dict[str, list[str]] = {}
+    for device in devices:
+        if device.holes_bytes or device.holes_ratio:
+            fixed = amount(device.holes_bytes) + _mark(device, "holes_bytes")
+            more = f"{device.holes_ratio:.2g}" + _mark(device, "holes_ratio")
+            alike.setdefault(f"{fixed} + {more} x what a micro-batch keeps", []).append(device.name)
+    return "".join(
+        f"\nmemory besides tensors on {', '.join(names)}: {text}" for text, names in alike.items()
+    )
 
 
 def _watts(mode: PowerMode, name: str) -> str:

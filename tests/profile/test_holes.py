@@ -30,6 +30,7 @@ def test_they_are_predicted_per_device() -> None:
     extra = 5000 + 2.0 * 2 * 2 * 1000 * 0.75
     assert after[1].peak_bytes - before[1].peak_bytes == extra
     assert holey.from_json(holey.to_json()) == holey
+    assert "memory besides tensors on d1: 5 kB' + 2' x what a micro-batch keeps" in str(holey)
 
 
 def test_a_plan_that_would_not_fit_with_them_is_not_chosen() -> None:
