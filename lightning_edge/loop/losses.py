@@ -43,6 +43,13 @@ def look_at_loss(probe: Probe, plan: Plan) -> None:
         rank_zero_info(
             "The loss of training_step adds up over the rows of a batch: so do those of its parts."
         )
+    elif probe.loss == "weighed":
+        rank_zero_warn(
+            "The loss of training_step is a mean by something that is counted in the batch (class"
+            " weights, a mask). A batch is cut into parts, whose means are put together by their"
+            ' rows unless the step returns {"loss": loss, "loss_weight": weight} with what it has'
+            " divided by, such as mask.sum() or class_weights[labels].sum()."
+        )
     elif probe.loss == "mixed":
         raise UnsupportedError(
             "edge_collab cannot put together the loss of training_step: a term of it adds up over"

@@ -5,6 +5,7 @@ with the rows of a batch is a power of their number, followed operation by opera
 
     logits   nll_loss(reduction=2)   / x.shape[0]     a loss      rows ** 1 (sum), then rows ** 0
     per row  sum()                   + penalty        a loss      {1}, then {0, 1}: neither
+    per row  sum()                   / mask.sum()     a loss      {1}, then {0}, but by a weight
 
 A step is tried on two numbers of rows, so that dimensions and numbers that grow with them show.
 """
@@ -21,11 +22,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__: list[str] = []
 
-Kind = Literal["mean", "sum", "mixed", "unknown"]
+Kind = Literal["mean", "weighed", "sum", "mixed", "unknown"]
 Powers: TypeAlias = "frozenset[float] | None"
 """The powers of the number of rows among a value's terms; None if they are not known."""
 
 CONSTANT: Powers = frozenset({0.0})
+SUM: Powers = frozenset({1.0})
 NOTHING: Powers = frozenset()  # a zero that terms are added to
 SMALL = 1e-3  # numbers below are added to keep a division from failing
 
@@ -73,12 +75,14 @@ class Operation:
         arguments: By their names.
         results: The tensors it gave.
         number: The number it gave instead.
+        inside: The function that the step called for it.
     """
 
     name: str
     arguments: Mapping[str, Any]
     results: tuple[Operand, ...]
     number: float | None = None
+    inside: str = ""
 
 
 @dataclass
@@ -90,6 +94,7 @@ class Operations:
         is_fake: Whether a tensor has no data.
         done: The operations.
         scalars: The results with one entry.
+        inside: The function that is running.
         logged: What was logged: numbers or `Operand`s by name.
     """
 
@@ -98,6 +103,7 @@ class Operations:
     done: list[Operation] = field(default_factory=list)
     scalars: list[Tensor] = field(default_factory=list)
     logged: dict[str, Any] = field(default_factory=dict)
+    inside: str = ""
 
     def __post_init__(self) -> None:
         self._serials = WeakTensorKeyDictionary()
@@ -115,7 +121,7 @@ class Operations:
         operands = tuple(self._operand(result, made=True) for result in made)
         self.scalars += [result for result in made if result.ndim == 0]
         number = out if isinstance(out, (int, float)) else None
-        self.done.append(Operation(name.rstrip("_"), arguments, operands, number))
+        self.done.append(Operation(name.rstrip("_"), arguments, operands, number, self.inside))
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Write down what is logged."""
@@ -166,6 +172,7 @@ class Growth:
         self._ratio = rows[1] / rows[0]
         self._powers: dict[int, Powers] = {}
         self._numbers: dict[tuple[float, float], Powers] = {}  # of tensors, asked for by the step
+        self._weighed: set[int] = set()  # means by something counted in the data
         self._small, self._larger = small, larger
         self._alike = [o.name for o in small.done] == [o.name for o in larger.done]
         if self._alike:
@@ -179,7 +186,10 @@ class Growth:
         powers = self._of(small, larger)
         if powers is None or not powers <= {0.0, 1.0}:
             return "unknown"
-        return "mixed" if len(powers) > 1 else "sum" if powers == {1.0} else "mean"
+        if powers == SUM:
+            return "sum"
+        weighed = isinstance(small, Operand) and small.serial in self._weighed
+        return "mixed" if len(powers) > 1 else "weighed" if weighed else "mean"
 
     def adding(self, small: Mapping[str, Any], larger: Mapping[str, Any]) -> frozenset[str]:
         """The names of values that add up over rows, given as they are in both trials."""
@@ -211,19 +221,35 @@ class Growth:
             return frozenset({-1.0})
         counted = float(small).is_integer() and float(larger).is_integer() and 0 < small < larger
         rows = math.isclose(larger, small * self._ratio)
-        return frozenset({1.0}) if counted or rows else None  # counted in them, such as tokens
+        return SUM if counted or rows else None  # counted in them, such as tokens
 
     def _follow(self, one: Operation, other: Operation) -> None:
         if one.number is not None and other.number is not None:
-            self._numbers[one.number, other.number] = self._of(
-                one.arguments["self"], other.arguments["self"]
-            )
+            counted = self._of(one.arguments["self"], other.arguments["self"])
+            if counted == SUM and one.number > 1:
+                self._numbers[one.number, other.number] = counted
             return
         powers = self._result(one, other)
+        if self._weighs(one, other) or any(s.serial in self._weighed for s in _operands(one)):
+            self._weighed.update(result.serial for result in one.results)
         for small, larger in zip(one.results, other.results, strict=False):
             vanished = self._has_rows(one, other) and not _grown(small, larger)
             guess = vanished and one.name not in _KNOWN and "reduction" not in one.arguments
             self._powers[small.serial] = None if guess else powers
+
+    def _weighs(self, one: Operation, other: Operation) -> bool:
+        """Whether an operation divides by what is counted in the data, such as a mask's sum."""
+        a, b = one.arguments, other.arguments
+        if one.name.startswith("nll_loss"):
+            return a.get("reduction") == 1 and isinstance(a.get("weight"), Operand)
+        if one.inside == "cross_entropy":  # smoothed, it divides by the labels that are not ignored
+            return False
+        divisor = a.get("self") if one.name == "reciprocal" else a.get("other")
+        if one.name not in ("div", "reciprocal"):
+            return False
+        if isinstance(divisor, Operand):
+            return divisor.value is None and self._powers.get(divisor.serial) == SUM
+        return (divisor, b.get("other")) in self._numbers
 
     def _has_rows(self, one: Operation, other: Operation) -> bool:
         return any(_grown(*pair) for pair in _pairs(one, other))
@@ -255,6 +281,8 @@ class Growth:
             contracted = left[0].shape != () and (len(left[0].shape) - 1) in _grown(*left)
             product = self._product(inputs[0], inputs[1], False)
             return _times(product, 1.0 if contracted else 0.0)
+        if name == "reciprocal" and first is not None:
+            return frozenset(-power for power in first)
         if name == "pow" and isinstance(a.get("exponent"), (int, float)):
             return None if first is None else frozenset(p * a["exponent"] for p in first)
         if name in _ACROSS and _reduced(a) & _grown(a["self"], b["self"]):

@@ -277,6 +277,7 @@ class _Watch(TorchFunctionMode):
                 if value is not None and position > value.created:
                     value.uses.append((position, trace.where.module))
         site = trace.where.function(func)
+        trace.operations.inside = getattr(func, "__name__", "")
         out = func(*args, **kwargs)
         for name, leaf in numbered(site, out):
             if is_fake(leaf) and id(leaf) not in self._names:

@@ -164,6 +164,29 @@ class Summed(Net):
         self.log("val_loss", F.cross_entropy(logits, batch[1]))
 
 
+class Weighed(Net):
+    """Rare classes count more: a mean by the weights of the labels that are in a batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        weight = torch.tensor([1.0, 2.0, 5.0])
+        loss = F.cross_entropy(self(x), y, weight=weight)
+        total = weight[y].sum()
+        self.log("train_loss", loss, batch_size=int(total))
+        return {"loss": loss, "loss_weight": total}
+
+
+def weighed(run: Run) -> Any:
+    seen, module = Losses(), Weighed()
+    trainer = run.trainer(callbacks=[seen])
+    trainer.fit(module, *loaders())
+    return seen.train, weights(module), metrics(trainer)["train_loss"]
+
+
+def test_class_weights(pool, tmp_path):
+    both(pool, tmp_path, weighed)
+
+
 class Counts(Losses):
     """Also the numbers that a step returns."""
 

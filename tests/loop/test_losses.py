@@ -50,11 +50,13 @@ def test_a_weight_says_that_it_is_a_mean():
 def test_what_cannot_be_told_is_said():
     with pytest.warns(UserWarning, match="could not be told.*loss_weight"):
         look_at_loss(Probe((), {}, loss="unknown"), DIVIDED)
+    with pytest.warns(UserWarning, match="loss_weight.*class_weights"):
+        look_at_loss(Probe((), {}, loss="weighed"), DIVIDED)
     with pytest.raises(UnsupportedError, match="Write both as means"):
         look_at_loss(Probe((), {}, loss="mixed"), DIVIDED)
 
 
-@pytest.mark.parametrize("kind", ["unknown", "mixed"])
+@pytest.mark.parametrize("kind", ["unknown", "mixed", "weighed"])
 def test_whole_batches_and_weights_need_no_word(kind, recwarn):
     look_at_loss(Probe((), {}, loss=kind), WHOLE)
     look_at_loss(Probe((), {}, loss=kind, weighted=True), DIVIDED)

@@ -91,8 +91,16 @@ LOSSES: dict[str, tuple[Loss, str]] = {
         "mean",
     ),
     "a loop": (loop, "sum"),
-    "by tokens": (token_mean, "mean"),
-    "by a number of tokens": (counted_mean, "mean"),
+    "by tokens": (token_mean, "weighed"),
+    "by a number of tokens": (counted_mean, "weighed"),
+    "class weights": (
+        lambda x, y, m: 2 * F.cross_entropy(x, y, weight=torch.ones(CLASSES)) + penalty(m),
+        "weighed",
+    ),
+    "means over positions that count": (
+        lambda x, y, m: ((x * (x > 0)).sum(1) / (x > 0).sum(1).clamp(min=1)).mean(),
+        "mean",
+    ),
     "variational": (variational, "sum"),
     "a number was asked for": (looked_at, "mean"),
     "mean and a penalty": (lambda x, y, m: F.cross_entropy(x, y) + penalty(m), "mean"),
