@@ -10,7 +10,8 @@
 A killed process publishes nothing, but the kernel closes its connections. Each rank watches its
 successor with a receive that nobody answers before the orderly end, so this is noticed at once even
 when nobody was waiting for that rank. A process that stands still, and a machine that is cut off,
-keep their connections: `train.heartbeat` notices their silence.
+keep their connections: `train.heartbeat` notices their silence. Cutting a connection does not end
+every wait in gloo, so the waits are `train.waiting`'s.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_edge.errors import PeerError, TransportError, TransportTimeout
-from lightning_edge.train.gloo import FOREVER, Mesh, cut_here, timed_out
+from lightning_edge.train.gloo import FOREVER, Mesh, cut_here
 from lightning_edge.train.rendezvous import bounded, poll
+from lightning_edge.train.waiting import Waits
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, Work
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Alarm"]
 
 LOOK_S = 1.0  # how long to look for the reason of a connection that closed
+WAKING_S = 0.5  # for threads to come back from gloo once the connections are cut
 LINGER_S = 0.5  # how long rank 0, which often has the store, stays for the others to look
 _WATCH_TAG, _PROBE_TAG = 1 << 30, (1 << 30) + 2
 _FAILURE, _FAILURES = "failure", "failures"
@@ -61,6 +64,7 @@ class Alarm:
             self._store: Store = store.clone()  # type: ignore[attr-defined]
         except (RuntimeError, AttributeError):  # not every kind of store can
             self._store = store
+        self._waiting = Waits()
         self._meshes: list[Mesh] = []
         self._lock = threading.RLock()
         self._closing = False
@@ -117,6 +121,10 @@ class Alarm:
         if self._heartbeat is not None:
             self._heartbeat.close()
             self._heartbeat = None  # it knows this alarm: together they would keep the store open
+        self._waiting.close(WAKING_S)
+        if self.failure is not None:
+            for mesh in self._meshes:
+                mesh.abandon()
         self._meshes.clear()
         self._probes.clear()
         self._watched = None
@@ -131,15 +139,16 @@ class Alarm:
         here = threading.get_ident()
         self._waits[here] = (what, peers, time.monotonic())
         try:
-            work.wait(timeout)
-        except RuntimeError as error:
-            late = timed_out(error)
-            reason = self._explain(peers, f"waiting for {what}", timeout if late else None)
-        else:
-            return
+            if self._waiting.wait(work, timeout):
+                return
+            late = timeout
+        except RuntimeError:
+            late = None
         finally:
             del self._waits[here]
-        raise reason
+        if self._closing and self.failure is None:
+            raise TransportError(f"{self.names[self._rank]} has left while it waited for {what}")
+        raise self._explain(peers, f"waiting for {what}", late)
 
     def broken(self, peers: Sequence[int], doing: str) -> TransportError:
         """Return the error for an operation that failed because a connection is broken."""
@@ -259,6 +268,7 @@ class Alarm:
         return gone or peers
 
     def _cut(self) -> None:
+        self._waiting.release()
         for mesh in self._meshes:
             mesh.cut()
 

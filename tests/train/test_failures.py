@@ -195,6 +195,45 @@ def test_a_receiver_killed_during_a_large_message_is_noticed(pool):
     check([other], r"^rank 1 \(laptop\) failed first")
 
 
+def die_in_the_middle(rank, world_size, how):
+    """The last rank dies when a part of a message has been read; gloo itself would not wake up."""
+    try:
+        with link(timeout_s=60.0) as transport:
+            transport.open(1 - rank, Channel.FORWARD, 2)
+            large = Message({}, {"x": torch.zeros(10_000_000)})
+            for _ in range(3):  # then large messages begin to travel before anybody asks for them
+                if rank == (1 if how == "receive" else 0):
+                    transport.send(1 - rank, Channel.FORWARD, large)
+                else:
+                    transport.receive(1 - rank, Channel.FORWARD)
+            transport.barrier("start")
+            if rank == 1 and how == "receive":
+                transport.send(0, Channel.FORWARD, large)
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rank == 1:  # what comes is not read for a second
+                later = f"sleep 1; kill -9 {os.getpid()}"
+                subprocess.Popen(["sh", "-c", later], start_new_session=True)
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if how == "receive":
+                transport.receive(1, Channel.FORWARD, "what comes in part only")
+            if how == "sum":
+                transport.all_reduce([0, 1], torch.ones(60_000_000)).wait()
+            for _ in range(6):
+                transport.send(1, Channel.FORWARD, large, "what leaves in part only")
+            transport.flush()
+    except TransportError as error:
+        return type(error).__name__, str(error), 0.0
+
+
+@pytest.mark.parametrize("how", ["receive", "send", "sum"])
+def test_a_death_in_the_middle_of_a_message_is_noticed(pool, how):
+    start_s = time.monotonic()
+    other, last = pool.run(die_in_the_middle, 2, how, may_die=[1], timeout=40)
+    assert last == Died(-signal.SIGKILL)
+    check([other], r"^rank 1 \(laptop\) failed first")
+    assert time.monotonic() - start_s < 30.0, "only its timeout has ended the wait"
+
+
 # ---- the end of the interpreter ----
 
 OTHERS = ("raise", "abort", "nothing")
