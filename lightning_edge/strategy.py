@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_edge.loop import refusals
+from lightning_edge.loop import parts, refusals
 from lightning_edge.loop.building import Building
 from lightning_edge.loop.checkpoint import share_path
 from lightning_edge.loop.collectives import reduce_tensors
@@ -70,6 +70,8 @@ class EdgeCollabStrategy(StateHooks):
         wire_dtype: Floating tensors are cast to it between stages, for instance `torch.bfloat16`.
         power_modes: "keep" the devices' power modes as they are.
         timeout: Longest wait for another device.
+        save_on_failure: When a device fails, every other one keeps its part of the state: in this
+            folder, or with True in `on_failure` beside the checkpoints.
 
     Raises:
         PlanError: When what is given contradicts itself.
@@ -94,6 +96,7 @@ class EdgeCollabStrategy(StateHooks):
         wire_dtype: torch.dtype | str | None = None,
         power_modes: Literal["keep"] = "keep",
         timeout: timedelta = timedelta(seconds=60),
+        save_on_failure: bool | str | os.PathLike[str] = False,
         accelerator: pl.accelerators.Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
         checkpoint_io: CheckpointIO | None = None,
@@ -120,6 +123,7 @@ class EdgeCollabStrategy(StateHooks):
             wire_dtype=wire_dtype,
             power_modes=power_modes,
             timeout=timeout,
+            save_on_failure=save_on_failure,
         )
         self.num_nodes = 1
         self.inside = InsideStep()
@@ -208,7 +212,7 @@ class EdgeCollabStrategy(StateHooks):
             self._connection = Connection(
                 self._environment, self._options.timeout, self.root_device
             )
-        share_path(trainer, self.transport)
+        share_path(trainer, self.transport, parts.whole)
 
     @override
     def model_to_device(self) -> None:
@@ -231,6 +235,7 @@ class EdgeCollabStrategy(StateHooks):
             self._parts.stage.prepare_training()
         self.setup_precision_plugin()
         self._parts.install()
+        self.prepare_rescue(trainer, self._options.save_on_failure)
 
     @override
     def process_dataloader(self, dataloader: object) -> object:
@@ -247,6 +252,8 @@ class EdgeCollabStrategy(StateHooks):
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self._parts is not None
+        if self.rescue is not None:
+            self.rescue.begin()
         return self._parts.train(args, synchronise=not self._blocked)
 
     @override
@@ -280,7 +287,11 @@ class EdgeCollabStrategy(StateHooks):
         model: pl.LightningModule | nn.Module | None = None,
         **kwargs: Any,
     ) -> Any:
+        if self.rescue is not None:
+            closure = self.rescue.around(closure)
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        if self.rescue is not None:
+            self.rescue.stepped()
         if self._parts is not None:
             self._parts.announce_step()
         return result
@@ -316,19 +327,19 @@ class EdgeCollabStrategy(StateHooks):
         if self._parts is not None and self._parts.epoch_end.running:
             return self._parts.epoch_end.reduce(tensor, str(reduce_op or "mean"))
         self.inside.refuse("reduce")
-        if not isinstance(tensor, Tensor) or self.world_size == 1:
+        if not isinstance(tensor, Tensor) or self.world_size == 1 or self.interrupted:
             return tensor
         return reduce_tensors(self.transport.all_gather(tensor.cpu()), reduce_op).to(tensor.device)
 
     @override
     def barrier(self, name: str | None = None) -> None:
         self.inside.refuse("barrier")
-        if self.world_size > 1 and self._connection is not None:
+        if self.world_size > 1 and self._connection is not None and not self.interrupted:
             self.transport.barrier(name or "a barrier")
 
     @override
     def broadcast(self, obj: TBroadcast, src: int = 0) -> TBroadcast:
-        if self.world_size == 1 or self._connection is None:
+        if self.world_size == 1 or self._connection is None or self.interrupted:
             return obj
         transport = self.transport
         result: TBroadcast = self.inside.broadcast(obj, lambda: transport.broadcast(obj, src))
@@ -360,12 +371,14 @@ class EdgeCollabStrategy(StateHooks):
         self._failed = True
         if self._connection is not None:
             self._connection.abort(exception)
+            if self.rescue is not None:
+                self.rescue.save(exception, self.last_saved)
 
     @override
     def teardown(self) -> None:
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            parts.close(hand_back=not self._failed)
+        run, self._parts, self.rescue = self._parts, None, None
+        if run is not None:
+            run.close(hand_back=not self._failed)
         if self._failed:
             self._connection = None
         if self.lightning_module is not None and self.root_device.type != "cpu":

@@ -85,6 +85,8 @@ def _end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(ORPHAN_POLL_S)
         time.sleep(ORPHAN_POLL_S)  # connections break first, and say more
+        if (launcher := sys.modules.get("lightning_edge.loop.launcher")) is not None:
+            launcher.wait_until_it_may_end()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_edge.errors import CheckpointError
 from lightning_edge.loop.averages import names_one_of
 from lightning_edge.replicate import placeholder
+from lightning_edge.replicate.disk import why
 from lightning_edge.replicate.placeholder import fake_mode, is_fake
 from lightning_edge.replicate.state import (
     Path,
@@ -87,18 +88,29 @@ def save(
 
     exchange = TensorExchange(transport)
     if write is None:
-        _stream(checkpoint, exchange, better_elsewhere, where)
+        write_stream(checkpoint, exchange, where, better_elsewhere)
         return
     whole = collect(checkpoint, exchange, better_elsewhere)
     _on_rank_0(exchange, lambda: write(whole), where)
 
 
-def _stream(
+def write_stream(
     checkpoint: dict[str, Any],
     exchange: TensorExchange,
-    better_elsewhere: Callable[[Path], bool],
     where: str,
+    better_elsewhere: Callable[[Path], bool] | None = None,
 ) -> None:
+    """Fill a file on rank 0's disk tensor by tensor; collective.
+
+    Args:
+        checkpoint: With placeholders, in the same places on all ranks.
+        exchange: Connects the ranks.
+        where: The file.
+        better_elsewhere: Places of real tensors that another rank than 0 knows better.
+
+    Raises:
+        CheckpointError: On every rank when something is missing or rank 0 cannot write.
+    """
     held = whereabouts(checkpoint, exchange, better_elsewhere)
     file = _on_rank_0(exchange, lambda: StreamedFile(checkpoint, FilePath(where)), where)
     stream = arriving(checkpoint, held, exchange)
@@ -128,19 +140,24 @@ def _on_rank_0(exchange: TensorExchange, act: Callable[[], Any], where: str) -> 
         try:
             result = act()
         except Exception as caught:
-            failure, error = f"{type(caught).__name__}: {caught}", caught
+            failure, error = why(caught, FilePath(where)), caught
     failure = exchange.broadcast(failure)
     if failure is not None:
         raise CheckpointError(f"rank 0 could not write {where}: {failure}") from error
     return result
 
 
-def share_path(trainer: pl.Trainer, transport: Transport) -> None:
+def share_path(
+    trainer: pl.Trainer,
+    transport: Transport,
+    together: Callable[[str, Transport, bool | None], str],
+) -> None:
     """Let rank 0 say which checkpoint a run begins with, whatever the others find on their disks.
 
     Args:
         trainer: About to run.
         transport: Connects the ranks.
+        together: Makes an ordinary checkpoint of a folder of parts; collective.
     """
     connector = trainer._checkpoint_connector
     start = type(connector).resume_start
@@ -150,7 +167,10 @@ def share_path(trainer: pl.Trainer, transport: Transport) -> None:
             start(connector, checkpoint_path, weights_only)  # what a user's CheckpointIO knows
             return
         own = None if checkpoint_path is None else str(checkpoint_path)
-        start(connector, transport.broadcast(own), weights_only)
+        found = transport.broadcast(own)
+        if found is not None:
+            found = together(found, transport, weights_only)
+        start(connector, found, weights_only)
 
     connector.resume_start = resume_start  # type: ignore[method-assign]
 

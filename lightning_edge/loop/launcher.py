@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -45,8 +45,27 @@ ORPHAN_S = 1.0  # after the first process is gone: time for the connections to s
 FAREWELL_S = 600.0  # after this script's end: time for the others to reach theirs
 NOTICE_S = 30.0  # of these, until the user is told what is being waited for
 POLL_S = 0.2
+UNFINISHED_S = 120.0  # the most that the end of a process is put off
+
+_may_end = threading.Event()
+_may_end.set()
 
 Method = Literal["script", "fork", "spawn"]
+
+
+@contextlib.contextmanager
+def not_ended_by_others() -> Iterator[None]:
+    """Nobody ends this process meanwhile because another process has ended."""
+    _may_end.clear()
+    try:
+        yield
+    finally:
+        _may_end.set()
+
+
+def wait_until_it_may_end() -> None:
+    """Wait until this process has finished what must not be cut short."""
+    _may_end.wait(UNFINISHED_S)
 
 
 def make_launcher(
@@ -169,6 +188,7 @@ def end_with(
     deadline = time.monotonic() + GRACE_S
     while busy.is_set() and time.monotonic() < deadline:
         time.sleep(0.05)
+    wait_until_it_may_end()
     if not busy.is_set():
         return
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -251,6 +271,7 @@ def _end_after(parent: int) -> None:
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(POLL_S)
     time.sleep(ORPHAN_S)  # the connections break first, and their error says more
+    wait_until_it_may_end()
     print(
         f"lightning-edge: rank {os.environ.get('RANK')} (process {os.getpid()}) ends, because the"
         f" process that started it ({parent}) is gone.",

@@ -42,6 +42,7 @@ class Options:
     eval_micro_batches: int
     wire_dtype: torch.dtype | None
     timeout: timedelta
+    save_on_failure: bool | str = False
 
     @staticmethod
     def checked(
@@ -59,6 +60,7 @@ class Options:
         wire_dtype: Any,
         power_modes: Any,
         timeout: Any,
+        save_on_failure: Any = False,
     ) -> Options:
         """Check the arguments.
 
@@ -112,8 +114,11 @@ class Options:
             problems.append(f"wire_dtype={wire_dtype!r} is not None, bfloat16 or float16")
         if not isinstance(timeout, timedelta) or timeout <= timedelta(0):
             problems.append(f"timeout={timeout!r} is not a positive datetime.timedelta")
+        if not isinstance(save_on_failure, (bool, str, os.PathLike)) or save_on_failure == "":
+            problems.append(f"save_on_failure={save_on_failure!r} is not True, False or a folder")
         if problems:
             raise PlanError(problems, source="EdgeCollabStrategy")
+        where = save_on_failure if isinstance(save_on_failure, bool) else os.fspath(save_on_failure)
         return Options(
             plan=_plan(plan),
             groups=groups,
@@ -127,6 +132,7 @@ class Options:
             eval_micro_batches=eval_micro_batches,
             wire_dtype=wire_dtype,
             timeout=timeout,
+            save_on_failure=where,
         )
 
 

@@ -105,6 +105,7 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
             "trainer": agreement.facts_of_trainer(trainer),
             "model": agreement.facts_of_module(module),
             "plan": plan.to_json(),
+            "save_on_failure": options.save_on_failure is not False,
         },
         strategy.device_names,
     )

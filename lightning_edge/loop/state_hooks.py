@@ -9,6 +9,8 @@ restore_optimizers             load_optimizer_                    loop/checkpoin
 
 from __future__ import annotations
 
+import logging
+from abc import abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -23,12 +26,18 @@ from lightning_edge.loop import checkpoint as checkpoints
 from lightning_edge.loop.building import Building
 from lightning_edge.loop.connection import Connection
 from lightning_edge.loop.files import WholeFileIO
+from lightning_edge.loop.rescue import Rescue
+from lightning_edge.loop.verdict import LastCheckpoint
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
     from lightning_edge.loop.setup import RunParts
     from lightning_edge.train.transport import Transport
 
 __all__: list[str] = []
+
+log = logging.getLogger(__name__)
 
 
 class StateHooks(ParallelStrategy):
@@ -37,6 +46,33 @@ class StateHooks(ParallelStrategy):
     _connection: Connection | None
     _parts: RunParts | None
     building: Building
+    rescue: Rescue | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run is ending with an error: nothing can be done together any more."""
+        module = self.lightning_module
+        trainer = None if module is None else module._trainer
+        return trainer is not None and trainer.state.status == TrainerStatus.INTERRUPTED
+
+    @property
+    def last_saved(self) -> LastCheckpoint | None:
+        """The last whole checkpoint of this run from which one can go on."""
+        saved = self.__dict__.get("_saved", {})
+        return max(saved.values(), key=lambda one: one.step, default=None)
+
+    def prepare_rescue(self, trainer: pl.Trainer, where: bool | str) -> None:
+        """Get ready to keep what can be kept when a device fails; collective."""
+        self.rescue, self._saved = None, dict[str, LastCheckpoint]()
+        if where is not False and trainer.state.fn == TrainerFn.FITTING:
+            assert self._parts is not None
+            names = self.device_names
+            self.rescue = Rescue(trainer, self._parts.stage, self.transport, names, where)
+
+    @property
+    @abstractmethod
+    def device_names(self) -> tuple[str, ...]:
+        """The devices' names, by rank."""
 
     @property
     def transport(self) -> Transport:
@@ -98,6 +134,8 @@ class StateHooks(ParallelStrategy):
         state = super().optimizer_state(optimizer)
         if self._connection is None:
             return state
+        if self.interrupted:
+            return checkpoints.held_state(optimizer, state)
         mode = self._parts.stage.mode if self._parts is not None else None
         return checkpoints.optimizer_state(state, self.transport, mode)
 
@@ -105,6 +143,13 @@ class StateHooks(ParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
+        if self.interrupted:
+            log.warning(
+                "%s is not written: a device has failed, and no device has all of the state."
+                " save_on_failure=True lets each keep its part.",
+                filepath,
+            )
+            return
         streamed = storage_options is None and self._ordinary(filepath)
 
         def write(whole: dict[str, Any]) -> None:
@@ -117,6 +162,14 @@ class StateHooks(ParallelStrategy):
         stage = self._parts.stage if self._parts is not None else None
         how = None if streamed else write
         checkpoints.save(checkpoint, self.transport, stage, how, str(filepath))
+        if "optimizer_states" in checkpoint and stage is not None:
+            where = str(filepath)
+            self._saved[where] = LastCheckpoint(where, int(checkpoint["global_step"]))
+
+    @override
+    def remove_checkpoint(self, filepath: Any) -> None:
+        super().remove_checkpoint(filepath)
+        self.__dict__.get("_saved", {}).pop(str(filepath), None)
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

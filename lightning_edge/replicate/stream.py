@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lightning_edge.replicate.disk import part_of, publish
+from lightning_edge.replicate.disk import part_of, publish, reserve
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.state import Path, filled, tensor_paths
 
@@ -37,8 +37,13 @@ class StreamedFile:
     def __init__(self, tree: Any, path: FilePath) -> None:
         self._path, self._part = path, part_of(path)
         self._own = dict(tensor_paths(tree))
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(_on_cpu(tree, self._own), self._part)
+        try:
+            with torch.serialization.skip_data(materialize_fake_tensors=True):
+                torch.save(_on_cpu(tree, self._own), self._part)
+            reserve(self._part)
+        except BaseException:
+            self.give_up()
+            raise
 
     def fill(self, arriving: Iterable[tuple[Path, Tensor]]) -> None:
         """Write the tensors at hand, and those that arrive by path; then publish the file."""

@@ -32,7 +32,7 @@ from lightning_edge.train.counters import Counters
 from lightning_edge.train.gloo import Mesh
 from lightning_edge.train.message import VERSION, Message, unpack
 from lightning_edge.train.reduction import Reducer, Reduction, sleep_until
-from lightning_edge.train.rendezvous import meet
+from lightning_edge.train.rendezvous import bounded, meet
 from lightning_edge.train.staging import Courier, Staging
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 CONTROL_WINDOW = 2
 CLOSING_S = 10.0  # the most that an orderly end waits for the others
+WORD_S = 1.0  # the most that a question to the store may take once the run has failed
 
 
 class Transport:
@@ -301,6 +302,21 @@ class Transport:
         text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
         self._alarm.publish(text)
         self._drop(0.0)
+
+    # ---- after the end ----
+
+    def leave_word(self, key: str, text: str) -> None:
+        """Leave a word for the others in the run's store, if that is left."""
+        bounded(lambda: self._store.set(f"word/{key}", text), WORD_S)
+
+    def read_word(self, key: str) -> tuple[bool, str | None]:
+        """Return whether the store is left, and the word that somebody left there, if any."""
+        place = f"word/{key}"
+        found = bounded(lambda: self._store.check([place]), WORD_S)
+        if not found:
+            return found is not None, None
+        text = bounded(lambda: self._store.get(place), WORD_S)
+        return text is not None, None if text is None else text.decode("utf-8", "replace")
 
     def __enter__(self) -> Transport:
         return self
