@@ -121,7 +121,7 @@ class Alarm:
         if self._heartbeat is not None:
             self._heartbeat.close()
             self._heartbeat = None  # it knows this alarm: together they would keep the store open
-        self._waiting.close(WAKING_S)
+        self._waiting.close(patience_s or WAKING_S)
         if self.failure is not None:
             for mesh in self._meshes:
                 mesh.abandon()
@@ -183,7 +183,7 @@ class Alarm:
                 return
             text = (
                 f"{self.names[peer]} failed first: no sign of life for {age_s:.1f} s"
-                " (it stands still or sleeps, or the network to it is down)"
+                f" (it stands still or sleeps, or the network to it is down){self._memory([peer])}"
             )
             doing = self._doing()
             self.failure = PeerError(f"{text}, while {doing}" if doing else text)
@@ -214,6 +214,12 @@ class Alarm:
                     + (runs if age_s < _LIVELY_S else "")
                 )
         return "".join(found)
+
+    def _memory(self, peers: Sequence[int]) -> str:
+        """What may have ended one of the peers."""
+        if self._heartbeat is None or not any(map(self._heartbeat.was_tight, peers)):
+            return ""
+        return "; its memory was nearly full when last heard of, so it may have been ended for that"
 
     def _explain(self, peers: Sequence[int], doing: str, late: timedelta | None) -> TransportError:
         with self._lock:
@@ -246,6 +252,7 @@ class Alarm:
                 text = (
                     f"{self._call(self._gone(peers))} failed first: its connection to {me} closed"
                     " without a word (process killed, device off, or network down)"
+                    f"{self._memory(peers)}"
                 )
                 self.failure = PeerError(f"{text}, while {doing}" if doing else text)
                 self._tell(text)

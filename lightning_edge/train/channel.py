@@ -23,6 +23,7 @@ from datetime import timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+import psutil
 from torch import Tensor
 
 from lightning_edge.errors import TransportError
@@ -213,6 +214,8 @@ class Inbox:
 
     def _post(self, capacity: int, tag: int) -> tuple[Work, Tensor]:
         try:
+            if capacity > psutil.virtual_memory().total:  # most systems would promise it
+                raise RuntimeError("this device has not so much")
             data = self._buffers.get(capacity)
         except (RuntimeError, TypeError, OverflowError) as error:
             sender = self._alarm.names[self._peer]

@@ -27,6 +27,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lightning_edge.errors import TransportError
+from lightning_edge.train.pressure import memory_is_tight
 from lightning_edge.train.rendezvous import STORE_S, poll
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ STRANGERS = 16  # connections that have not said who they are; more are closed a
 
 _KEY = "heartbeat"
 _HELLO = struct.Struct("!16sI")  # the run's token, and the rank
-_BEAT, _FAREWELL = b"+", b"-"
+_BEAT, _TIGHT, _FAREWELL = b"+", b"!", b"-"  # the second: a beat, with hardly any memory left
 _UNKNOWN = -1.0
 
 Judge = Callable[[int, float | None], None]
@@ -83,6 +84,7 @@ class Heartbeat:
         self._silent_s = silent_s()
         self._heard_s: dict[int, float] = {}  # when each rank was last heard here
         self._left: set[int] = set()
+        self._tight: set[int] = set()  # had hardly any memory left when last heard of
         self._lost: set[int] = set()
         self._judge: Judge = lambda rank, age_s: None
         self._selector = selectors.DefaultSelector()
@@ -101,6 +103,10 @@ class Heartbeat:
         """Seconds since a rank was last heard of; None if it never was, or has left."""
         heard_s = self._heard_s.get(rank)
         return None if heard_s is None or rank in self._left else time.monotonic() - heard_s
+
+    def was_tight(self, rank: int) -> bool:
+        """Whether a rank had hardly any memory left when it was last heard of."""
+        return rank in self._tight
 
     @property
     def stood_still_s(self) -> float:
@@ -143,11 +149,14 @@ class Heartbeat:
                 self._stall = (now_s, now_s - due_s)
                 for rank in set(self._heard_s) - self._lost:
                     self._heard_s[rank] = now_s
-            self._beat(_BEAT)
+            self._beat(_TIGHT if memory_is_tight() else _BEAT)
             for rank, heard_s in list(self._heard_s.items()):
                 if now_s - heard_s > self._silent_s:
                     self._lose(rank, now_s - heard_s)
             due_s = now_s + PERIOD_S
+
+    def _note(self, rank: int, tight: bool) -> None:
+        (self._tight.add if tight else self._tight.discard)(rank)
 
     def _lose(self, rank: int, age_s: float | None) -> None:
         if rank not in self._left | self._lost and not self._closing:
@@ -236,6 +245,7 @@ class Hub(Heartbeat):
             data = b""
         if data and not data.endswith(_FAREWELL):
             self._heard_s[rank] = time.monotonic()
+            self._note(rank, data.endswith(_TIGHT))
             return
         del self._ranks[connection]
         self._hang_up(connection)
@@ -248,6 +258,7 @@ class Hub(Heartbeat):
     def _beat(self, sign: bytes) -> None:
         ages = [self.age_s(rank) for rank in range(self.world_size)]
         told = struct.pack(f"!{len(ages)}f", *(_UNKNOWN if a is None else a for a in ages))
+        told += bytes(rank in self._tight for rank in range(self.world_size))
         for connection in self._ranks:
             # A full buffer means that nobody reads there: its silence will be noticed.
             with suppress(OSError):
@@ -267,7 +278,7 @@ class Spoke(Heartbeat):
     def __init__(self, store: Store, rank: int, world_size: int, host: str) -> None:
         super().__init__(world_size)
         self._rest = b""
-        self._size = 1 + 4 * world_size
+        self._size = 1 + 5 * world_size  # a sign, and for each rank its age and its memory
         self._told_s: dict[int, float] = {}  # when rank 0 last heard each other one
         self._hub: socket.socket | None = None
         port = 0
@@ -314,7 +325,9 @@ class Spoke(Heartbeat):
             return
         if frame:
             now_s = time.monotonic()
-            ages = struct.unpack(f"!{self.world_size}f", frame[1:])
+            ages = struct.unpack_from(f"!{self.world_size}f", frame, 1)
+            for rank, tight in enumerate(frame[-self.world_size :]):
+                self._note(rank, bool(tight) or (rank == 0 and frame.startswith(_TIGHT)))
             self._told_s = {rank: now_s - age for rank, age in enumerate(ages) if age >= 0}
             self._heard_s[0] = now_s
             for rank, age_s in enumerate(ages):

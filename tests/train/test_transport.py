@@ -370,7 +370,8 @@ def connect_again_and_again(rank, world_size, times):
         transport.abort("likewise")
         with pytest.raises(TransportError, match="no open CONTROL stream"):
             transport.barrier("over")
-        assert not [t.name for t in threading.enumerate() if t.name.startswith("edge-")]
+        left = [t.name for t in threading.enumerate() if t.name.startswith("edge-")]
+        assert not left, left
         sockets.append(len(psutil.Process().net_connections()))
     logging.getLogger("lightning_edge").removeHandler(handler)
     assert not warnings, warnings[0].getMessage()
