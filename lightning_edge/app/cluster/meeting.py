@@ -31,6 +31,7 @@ SAY_S = 5.0  # between two lines about who is here
 PAUSE_S = 0.1
 AWAY_S = 10.0  # until a host that could not be reached is tried again
 READY_S = 5.0
+MOST_PEERS = 256  # that are remembered, whoever tells of more
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class Meeting:
 
     def hear_of(self, peer: Peer) -> None:
         """Take note of another device."""
-        if peer.key != self.key:
+        full = len(self.peers) >= MOST_PEERS and peer.key not in self.peers
+        if peer.key != self.key and not full:
             self.peers[peer.key] = peer
 
     def hold(self) -> Place:

@@ -13,6 +13,7 @@ from lightning_edge.app.cluster.wire import Wire, WireError, receive_guest
 
 __all__: list[str] = []
 
+MOST = 1 << 16  # devices, processes
 AT_ONCE = 32  # connections that are being greeted
 SILENT_S = 20.0  # until a guest that says nothing counts as gone
 
@@ -35,6 +36,21 @@ class Guest:
     def name(self) -> str:
         """What it is called."""
         return str(self.about.get("name", "?"))
+
+
+def _checked(about: dict[str, Any]) -> dict[str, Any]:
+    """What a guest says of itself, or the invitation that it brings."""
+    if "invite" in about:
+        return about
+    whole = (about.get("devices"), about.get("processes"), about.get("rank") or 0)
+    texts = (about.get("name"), about.get("version"))
+    if not (
+        all(type(number) is int and 0 <= number < MOST for number in whole)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(about.get("peers", []), list)
+    ):
+        raise WireError("it speaks something else")
+    return about
 
 
 class Reception:
@@ -135,7 +151,7 @@ class Reception:
             connection.close()
             return
         try:
-            about = receive_guest(wire, self._secret, self._run)
+            about = _checked(receive_guest(wire, self._secret, self._run))
         except WireError as error:
             self.turned_away.append(f"{wire.peer}: {error}")
             wire.close()
@@ -153,7 +169,8 @@ class Reception:
         try:
             while (message := guest.wire.receive(0.0005)) is not None:
                 guest.heard_s = time.monotonic()
-                guest.about.update(message)
+                if isinstance(message.get("peers"), list):
+                    guest.about["peers"] = message["peers"]
         except WireError:
             guest.wire.close()
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 REACH_S = 3.0  # for one address to answer
+MOST_ADDRESSES = 16
 SILENT_S = 20.0  # until a host that says nothing counts as gone
 
 
@@ -69,8 +71,9 @@ def peer_of(mapping: Mapping[str, Any]) -> Peer:
     from lightning_edge.app.cluster.meeting import Peer
 
     try:
-        ips = tuple(str(ip) for ip in mapping["ips"])
-        return Peer(str(mapping["key"]), str(mapping["name"]), ips, int(mapping["port"]))
+        ips = tuple(str(ipaddress.ip_address(ip)) for ip in mapping["ips"][:MOST_ADDRESSES])
+        port = _port(mapping["port"])
+        return Peer(str(mapping["key"]), str(mapping["name"]), ips, port)
     except (KeyError, TypeError, ValueError):
         raise WireError("it speaks something else") from None
 
@@ -106,7 +109,7 @@ def _stay(meeting: Meeting, host: Peer, wire: Wire) -> Place | None:
         heard_s = time.monotonic()
         if "here" in message:
             wire.send({"peers": [as_mapping(peer) for peer in list(meeting.peers.values())]})
-            meeting.say(f"here: {message['here']}; {message['devices']} are wanted")
+            meeting.say(f"here: {message['here']}; {message.get('devices')} are wanted")
         elif "refused" in message:
             reason = message["refused"]
             raise CommandError(f"the host {host.name} turned this device away: {reason}")
@@ -122,14 +125,23 @@ def _stay(meeting: Meeting, host: Peer, wire: Wire) -> Place | None:
 
 def _place(start: Mapping[str, Any], processes: int, wire: Wire) -> Place:
     try:
+        index, devices = start["index"], start["devices"]
+        if type(index) is not int or type(devices) is not int or not 0 < index < devices:
+            raise ValueError("no place")
         return Place(
             run_id=str(start["run_id"]),
-            index=int(start["index"]),
-            devices=int(start["devices"]),
+            index=index,
+            devices=devices,
             processes=processes,
             host=wire.peer,
-            port=int(start["port"]),
+            port=_port(start["port"]),
             own=wire.own,
         )
     except (KeyError, TypeError, ValueError):
         raise WireError("it speaks something else") from None
+
+
+def _port(said: object) -> int:
+    if type(said) is not int or not 0 < said < 1 << 16:
+        raise ValueError(f"no port: {said}")
+    return said

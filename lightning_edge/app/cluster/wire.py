@@ -82,8 +82,8 @@ class Wire:
                 raise WireError("it sent too long a message")
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
-            message = json.loads(line)
-        except ValueError:
+            message = _printable(json.loads(line))
+        except (ValueError, RecursionError):
             raise WireError("it speaks something else") from None
         if not isinstance(message, dict):
             raise WireError("it speaks something else")
@@ -116,6 +116,21 @@ def proof(secret: str, role: str, first: str, second: str) -> str:
     return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
+def _same(said: object, expected: str) -> bool:
+    return isinstance(said, str) and hmac.compare_digest(said.encode(), expected.encode())
+
+
+def _printable(value: Any) -> Any:
+    """What a stranger says without what would confuse a terminal, or could not be written."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else "?" for c in value)
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return value
+
+
 def greet(wire: Wire, secret: str, run: str, about: dict[str, Any]) -> None:
     """The guest's part of the greeting.
 
@@ -135,7 +150,7 @@ def greet(wire: Wire, secret: str, run: str, about: dict[str, Any]) -> None:
         raise WireError(str(answer["refused"]))
     theirs = str(answer.get("nonce", ""))
     expected = proof(secret, "host", nonce, theirs)
-    if not hmac.compare_digest(str(answer.get("proof", "")), expected):
+    if not _same(answer.get("proof"), expected):
         raise WireError("it does not know this device's secret (LIGHTNING_EDGE_SECRET)")
     wire.send({"proof": proof(secret, "guest", nonce, theirs), "about": about})
 
@@ -147,7 +162,7 @@ def receive_guest(wire: Wire, secret: str, run: str) -> dict[str, Any]:
         WireError: It is no guest of this run.
     """
     hello = wire.expect()
-    if not hmac.compare_digest(str(hello.get("run", "")), tag(secret, run)):
+    if not _same(hello.get("run"), tag(secret, run)):
         text = "another run: run.name or the secret (LIGHTNING_EDGE_SECRET) differs from the host's"
         wire.send({"refused": text})
         raise WireError("it belongs to another run (run.name), or has another secret")
@@ -155,7 +170,7 @@ def receive_guest(wire: Wire, secret: str, run: str) -> dict[str, Any]:
     wire.send({"nonce": nonce, "proof": proof(secret, "host", theirs, nonce)})
     answer = wire.expect()
     expected = proof(secret, "guest", theirs, nonce)
-    if not hmac.compare_digest(str(answer.get("proof", "")), expected):
+    if not _same(answer.get("proof"), expected):
         raise WireError("it does not know the secret")
     about = answer.get("about")
     return dict(about) if isinstance(about, dict) else {}
