@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # By default what is marked thorough or slow is left out.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help env lint format test test-thorough test-all demo bench wheel clean
+.PHONY: help env lint format test test-thorough test-all faults demo bench wheel clean
 
 help:
 	@echo "make lint      ruff and mypy (strict)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test      the tests, some minutes"
 	@echo "make test-thorough  the dear ones, some minutes more"
 	@echo "make test-all  all of them, those marked slow as well (an hour)"
+	@echo "make faults    twenty injected faults: every device ends soon, and says why (a minute, as root)"
 	@echo "make demo      train, checkpoint and generate on three local processes (minutes)"
 	@echo "make bench     the benchmarks: tables, JSON and pictures in benchmarks/results/ (an hour)"
 	@echo "make wheel     build the wheel and use it in a fresh environment"
@@ -46,6 +47,10 @@ test-thorough: env
 
 test-all: env
 	$(PYTEST) -m ""
+
+# Needs root on Linux: cables are pulled, disks are full, and memory ends.
+faults: env
+	$(BIN)/python -m benchmarks.faults --short
 
 demo: env
 	cd examples && ../$(BIN)/python demo.py

@@ -1,13 +1,15 @@
 """Injected faults: what each device says, and how soon all of them know.
 
-    python -m benchmarks.faults                     # all of them, about half an hour on two cores
-    python -m benchmarks.faults --sample 20         # evenly chosen ones
+    python -m benchmarks.faults                     # all of them, about an hour on two cores
+    python -m benchmarks.faults --short             # twenty of them, in a minute
+    python -m benchmarks.faults --only cut deafen   # these kinds
     python -m benchmarks.faults --part 2/3 --json second.json   # in parts, added up at the end:
     python -m benchmarks.faults --add-up first.json second.json third.json
 
 A fault is data: what happens, in which phase of a fit, on which rank, under which plan. Every fit
-runs on real local processes through the real Trainer. A fault counts as passed when every other
-device ends with an error that names the device where it happened, within `LIMIT_S` of the moment.
+runs on real local processes through the real Trainer; where cables are pulled each has a network of
+its own. A fault counts as passed when every other device ends with an error that names the device
+where it happened, within `LIMIT_S` of the moment; rubbish and jumps of the clock when nothing ends.
 """
 
 from __future__ import annotations
@@ -15,24 +17,26 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-LIMIT_S = {"exception": 5.0, "kill": 5.0, "freeze": 5.0}
+from benchmarks.fault_kinds import memory_group, strike, surroundings
+
+LIMIT_S = 5.0
+HARMLESS = ("rubbish", "clock")
+NETWORKS = ("cut", "deafen")  # these need root, and network namespaces
 TIMEOUT_S = 20.0
 RENDEZVOUS_S = 3.0  # nobody can be missed earlier than at the timeout of the meeting, ...
 STORE_FACTOR = 3.0  # ... which torch's store takes for longer when its host does not come
-FROZEN_S = 6.5
 
 PHASES = (
     "rendezvous", "setup", "probe", "forward", "backward", "optimizer", "validation", "epoch end",
@@ -44,6 +48,20 @@ PLANS: dict[str, tuple[dict[int, float], ...]] = {
     "1, then 2 share": ({0: 1.0}, {1: 0.3, 2: 0.7}),
     "3 share": ({0: 0.5, 1: 0.3, 2: 0.2},),
 }
+ONE, ALL, LAST = ["2 share, then 1"], list(PLANS), "checkpoint"
+# What happens, in which phases, on which ranks, under which plans.
+KINDS: dict[str, tuple[Sequence[str], Sequence[int], Sequence[str]]] = {
+    "exception": (PHASES, range(3), ALL),
+    "kill": (PHASES, range(3), ALL),
+    "freeze": (PHASES, range(3), ALL),
+    "cut": (PHASES, range(3), ONE),
+    "deafen": (PHASES, range(3), ONE),
+    "memory": (("forward", "backward", "validation"), range(3), ONE),
+    "full disk": ((LAST,), [0], ALL),
+    "version": (("setup",), range(3), ALL),
+    "rubbish": (PHASES, range(3), ONE),
+    "clock": (PHASES, range(3), ONE),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class Case:
     """One fault.
 
     Args:
-        fault: `exception`, `kill` (SIGKILL) or `freeze` (SIGSTOP, long enough to be missed).
+        fault: One of `KINDS`; `benchmarks.fault_kinds` says what each does.
         phase: One of `PHASES`, in the second step or at its first occurrence.
         rank: Where.
         plan: Name of one of `PLANS`.
@@ -81,9 +99,15 @@ class Outcome:
     problem: str
 
 
-def cases(faults: Iterable[str] = LIMIT_S) -> list[Case]:
-    """All of them: 3 faults x 10 phases x 3 ranks x 4 plans, without what fails nobody."""
-    every = (Case(*one) for one in itertools.product(faults, PHASES, range(3), PLANS))
+def cases(faults: Iterable[str] = KINDS, plans: Iterable[str] = PLANS) -> list[Case]:
+    """All of them, without what fails nobody."""
+    kept = set(plans)
+    every = (
+        Case(fault, phase, rank, plan)
+        for fault in faults
+        for phase, rank, plan in itertools.product(*KINDS[fault])
+        if plan in kept
+    )
     # A plan of one stage has no cuts: a trial of the step that raises there is none of its needs.
     return [
         case
@@ -92,22 +116,37 @@ def cases(faults: Iterable[str] = LIMIT_S) -> list[Case]:
     ]
 
 
-def strike(fault: str, moment: Path) -> None:
-    """Let it happen here and now, and leave the time of it."""
-    if moment.exists():
-        return  # once
-    moment.write_text(repr(time.monotonic()))
-    if fault == "exception":
-        raise ValueError("row 7 of the data is missing")
-    if fault == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    wake = f"sleep {FROZEN_S}; kill -CONT {os.getpid()}"
-    subprocess.Popen(["sh", "-c", wake], start_new_session=True)
-    os.kill(os.getpid(), signal.SIGSTOP)
+def short() -> list[Case]:
+    """Twenty of them that take a minute: of every kind, in every phase, on each rank."""
+    names = list(PLANS)
+    twenty = [
+        *(("exception", phase) for phase in ("setup", "probe", "forward", "backward")),
+        *(("exception", phase) for phase in ("optimizer", "validation", "teardown")),
+        *(("kill", phase) for phase in ("backward", "epoch end", "checkpoint", "teardown")),
+        ("freeze", "forward"), ("cut", "validation"), ("deafen", "epoch end"),
+        ("memory", "backward"), ("full disk", "checkpoint"), ("version", "setup"),
+        ("rubbish", "rendezvous"), ("rubbish", "forward"), ("clock", "optimizer"),
+    ]  # fmt: skip
+    found = []
+    for number, (fault, phase) in enumerate(twenty):
+        _, ranks, plans = KINDS[fault]
+        plan = plans[number % len(plans)]
+        if (fault, phase, plan) == ("exception", "probe", "3 share"):
+            plan = names[0]
+        found.append(Case(fault, phase, ranks[number % len(ranks)], plan))
+    return found
 
 
-def take_part(rank: int, world_size: int, case: dict[str, Any], folder: str) -> tuple[str, float]:
+def take_part(
+    rank: int, world_size: int, case: dict[str, Any], folder: str, places: Sequence[dict[str, Any]]
+) -> tuple[str, float]:
     """One device's fit: its last words, and when it said them (the clock of the machine)."""
+    place = places[rank] if places else {}
+    with surroundings(place):
+        return _fit(rank, case, folder, place)
+
+
+def _fit(rank: int, case: dict[str, Any], folder: str, place: dict[str, Any]) -> tuple[str, float]:
     import lightning as L
 
     from lightning_edge import EdgeCollabStrategy
@@ -120,7 +159,7 @@ def take_part(rank: int, world_size: int, case: dict[str, Any], folder: str) -> 
 
     def here(at: str, *, ready: bool = True) -> None:
         if mine and at == phase and ready:
-            strike(case["fault"], moment)
+            strike(case["fault"], moment, place)
 
     class Faulty(Module):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -174,28 +213,71 @@ def take_part(rank: int, world_size: int, case: dict[str, Any], folder: str) -> 
     return "", time.monotonic()
 
 
-def inject(pool: Any, case: Case) -> Outcome:
+def inject(pool: Any, case: Case, bed: Any = None) -> Outcome:
     """Run one fit with its fault."""
-    from tests.pool import WorkerError
+    from tests.pool import Died, WorkerError
 
-    with tempfile.TemporaryDirectory(prefix="fault-") as folder:
-        may_die = [case.rank] if case.fault == "kill" else []
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fault-"))
+        may_die = [case.rank] if case.fault in ("kill", "memory") else []
+        places = stack.enter_context(_places(bed)) if case.fault in NETWORKS else []
+        if case.fault == "memory":
+            stack.enter_context(memory_group())
+        if case.fault == "full disk":
+            stack.callback(_unmount, Path(folder) / "checkpoints")
         try:
-            found = pool.run(take_part, 3, asdict(case), folder, timeout=60, may_die=may_die)
+            found = pool.run(
+                take_part, 3, asdict(case), folder, places, timeout=60, may_die=may_die
+            )
         except WorkerError as error:
             return Outcome(case, None, (), f"a device hung or died: {str(error)[:200]}")
         moment = Path(folder) / "moment"
         if not moment.exists():
             return Outcome(case, None, (), "the fault never happened")
         at_s = float(moment.read_text())
+    struck = found[case.rank]
     others = [found[rank] for rank in range(3) if rank != case.rank]
     texts = tuple(text for text, _ in others)
+    if case.fault in HARMLESS:
+        texts = tuple(text for text, _ in found)
+        return Outcome(case, 0.0, texts, "a device was harmed" if any(texts) else "")
     seconds = max(time_s for _, time_s in others) - at_s
-    return Outcome(case, seconds, texts, _problem(case, seconds, texts))
+    problem = _problem(case, seconds, texts)
+    if not isinstance(struck, Died) and not struck[0]:
+        problem = problem or "the device itself ended as if nothing had happened"
+    return Outcome(case, seconds, texts, problem)
+
+
+@contextmanager
+def _places(bed: Any) -> Iterator[list[dict[str, Any]]]:
+    """Networks of their own for the devices; cables are put back afterwards."""
+    slot, network = bed._slot, bed._network
+    try:
+        yield [
+            {"namespace": slot.namespace(rank), "hub": slot.hub, "port": f"p{rank}",
+             "master": slot.address(0)}
+            for rank in range(3)
+        ]  # fmt: skip
+    finally:
+        for rank in range(3):
+            network.set_connected(rank, True)
+            network.set_hearing(rank, True)
+
+
+def _unmount(folder: Path) -> None:
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True, timeout=20)
 
 
 def _problem(case: Case, seconds: float, texts: Sequence[str]) -> str:
-    limit_s = LIMIT_S[case.fault]
+    limit_s = LIMIT_S
+    if case.fault == "version":
+        alike = all("lightning_edge:  " in text and "0.0.other" in text for text in texts)
+        return "" if alike else "the versions are not told"
+    if case.fault == "full disk" and not all("disk is full" in text for text in texts):
+        return "the full disk is not told"
+    if case.fault == "memory" and not any("its memory was nearly full" in text for text in texts):
+        return "the memory is not told"
     if case.phase == "rendezvous":
         limit_s += RENDEZVOUS_S * STORE_FACTOR
     if not all(texts):
@@ -230,27 +312,34 @@ def _cell(outcomes: Sequence[Outcome]) -> str:
     return text
 
 
-def run(chosen: Sequence[Case], say: Callable[[str], None] = print) -> list[Outcome]:
-    """Inject them one after the other."""
+def run(
+    chosen: Sequence[Case],
+    say: Callable[[str], None] = print,
+    keep: Callable[[list[Outcome]], None] = lambda outcomes: None,
+) -> list[Outcome]:
+    """Inject them one after the other; `keep` what there is so far."""
+    from lightning_edge.testbed import DeviceSpec, Testbed
     from tests.pool import Pool
 
-    pool = Pool()
     outcomes = []
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder
-        ):  # starts the processes, and holds that all is well
-            nothing = asdict(Case("none", "never", 0, next(iter(PLANS))))
-            assert [text for text, _ in pool.run(take_part, 3, nothing, folder)] == [""] * 3
+    with ExitStack() as stack:
+        pool = Pool()
+        stack.callback(pool.close)
+        bed = None
+        if any(case.fault in NETWORKS for case in chosen):
+            bed = stack.enter_context(Testbed([DeviceSpec() for _ in range(3)]))
+        # starts the processes, and holds that all is well
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        nothing = asdict(Case("none", "never", 0, next(iter(PLANS))))
+        assert [text for text, _ in pool.run(take_part, 3, nothing, folder, [])] == [""] * 3
         for case in chosen:
-            outcome = inject(pool, case)
+            outcome = inject(pool, case, bed)
             outcomes.append(outcome)
+            keep(outcomes)
             if outcome.problem:
                 say(f"FAILED {case}: {outcome.problem}")
                 for text in outcome.texts:
                     say(f"    {text}")
-    finally:
-        pool.close()
     return outcomes
 
 
@@ -264,21 +353,29 @@ def _read(plain: dict[str, Any]) -> Outcome:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="*", default=list(LIMIT_S), choices=list(LIMIT_S))
+    parser.add_argument("--only", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--plans", nargs="*", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--short", action="store_true", help="twenty in a minute")
     parser.add_argument("--sample", type=int, help="so many of them, evenly chosen")
     parser.add_argument("--part", default="1/1", help="2/3: the second third of them")
     parser.add_argument("--json", type=Path, help="where to write the outcomes, or add to them")
     parser.add_argument("--add-up", nargs="*", type=Path, help="only the table of these files")
     arguments = parser.parse_args()
-    chosen = cases(arguments.only)
+    chosen = short() if arguments.short else cases(arguments.only, arguments.plans)
     if arguments.sample:
         chosen = chosen[:: max(len(chosen) // arguments.sample, 1)][: arguments.sample]
     number, parts = (int(part) for part in arguments.part.split("/"))
     chosen = chosen[number - 1 :: parts]
-    outcomes = [] if arguments.add_up else run(chosen, _complain)
-    if arguments.json:
-        before = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
-        arguments.json.write_text(json.dumps(before + [asdict(one) for one in outcomes], indent=1))
+    before = []
+    if arguments.json and arguments.json.exists():
+        before = json.loads(arguments.json.read_text())
+
+    def keep(outcomes: list[Outcome]) -> None:
+        if arguments.json:
+            plain = before + [asdict(one) for one in outcomes]
+            arguments.json.write_text(json.dumps(plain, indent=1))
+
+    outcomes = [] if arguments.add_up else run(chosen, _complain, keep)
     if arguments.add_up:
         outcomes = [_read(one) for path in arguments.add_up for one in json.loads(path.read_text())]
     passed = sum(not one.problem for one in outcomes)

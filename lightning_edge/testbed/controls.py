@@ -30,6 +30,7 @@ class Controls:
         self._medium_mbit = network.medium_mbit()
         self._slowed: set[int] = set()  # links that a fault has set
         self._cut: set[int] = set()
+        self._deaf: set[int] = set()
 
     def carry_out(self, fault: Fault, time_s: float) -> None:
         """Do to a device what the fault says, `time_s` seconds after the start."""
@@ -45,6 +46,9 @@ class Controls:
         elif fault.action is Action.CUT:
             self._cut.add(rank)
             self._network.set_connected(rank, False)
+        elif fault.action is Action.DEAFEN:
+            self._deaf.add(rank)
+            self._network.set_hearing(rank, False)
         elif fault.action is Action.RESTORE:
             group.freeze(False)
             device.slow_down(1.0)
@@ -77,6 +81,9 @@ class Controls:
         if rank in self._cut:
             self._cut.discard(rank)
             self._network.set_connected(rank, True)
+        if rank in self._deaf:
+            self._deaf.discard(rank)
+            self._network.set_hearing(rank, True)
 
     def _set_rate(self, rank: int, mbit: float | None) -> None:
         if mbit != self._rates_mbit[rank]:

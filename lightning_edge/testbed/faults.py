@@ -23,6 +23,7 @@ class Action(str, Enum):
     THAW = "thaw"  #: they go on
     SLOW = "slow"  #: it gets a fraction of its CPU quota (30%), or another link rate (5mbit)
     CUT = "cut"  #: its cable is pulled: packets vanish, nobody is told
+    DEAFEN = "deafen"  #: packets to it vanish, its own get through: a link that is half open
     RESTORE = "restore"  #: thawed, connected, with its own CPU quota and link rate
 
 

@@ -96,6 +96,14 @@ class Network:
         """Pull a device's cable out of the switch, or put it back."""
         run("ip", "-n", self._slot.hub, "link", "set", port(rank), "up" if connected else "down")
 
+    def set_hearing(self, rank: int, hears: bool) -> None:
+        """Let packets to a device vanish at the switch, or not; its own get through."""
+        link = ("ip", "-n", self._slot.hub, "link", "set", port(rank), "type", "bridge_slave")
+        on = "on" if hears else "off"
+        # A switch that neither learns where a device is nor floods what it cannot place.
+        run(*link, "learning", on, "flood", on, "mcast_flood", on, "bcast_flood", on)
+        run(*link, "fdb_flush")
+
     def _connect(self, rank: int) -> None:
         slot = self._slot
         inside = ("ip", "-n", slot.namespace(rank))

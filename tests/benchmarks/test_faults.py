@@ -13,6 +13,14 @@ def test_there_are_enough_and_all_differ() -> None:
     assert len(set(chosen)) == len(chosen)
 
 
+def test_the_short_list_has_twenty_of_every_kind() -> None:
+    chosen = faults.short()
+    assert len(set(chosen)) == 20
+    assert set(chosen) <= set(faults.cases())
+    assert {case.fault for case in chosen} == set(faults.KINDS)
+    assert {case.phase for case in chosen} == set(faults.PHASES)
+
+
 def test_the_table_tells_what_passed() -> None:
     def outcome(fault: str, seconds: float | None, problem: str) -> faults.Outcome:
         return faults.Outcome(faults.Case(fault, "forward", 1, "3 share"), seconds, (), problem)
@@ -25,10 +33,9 @@ def test_the_table_tells_what_passed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.root
 @pytest.mark.multiproc
 @pytest.mark.timeout(400)
 def test_a_sample_of_twenty() -> None:
-    chosen = faults.cases()
-    sample = [chosen[i * len(chosen) // 20 + i % 7] for i in range(20)]
-    failed = [one for one in faults.run(sample) if one.problem]
+    failed = [one for one in faults.run(faults.short()) if one.problem]
     assert not failed, failed

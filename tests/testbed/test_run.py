@@ -114,10 +114,11 @@ print(f"longest {longest_s:.3f}")
 """
 
 
-def test_a_cut_device_is_silent_and_its_connections_outlive_it():
+@pytest.mark.parametrize("fault", ["cut", "deafen"])
+def test_a_cut_device_is_silent_and_its_connections_outlive_it(fault):
     with Testbed([DeviceSpec("a"), DeviceSpec("b")]) as bed:
         result = bed.run(
-            [sys.executable, "-c", CHATTER], faults=["cut:b@1s", "restore:b@2s"], timeout_s=50
+            [sys.executable, "-c", CHATTER], faults=[f"{fault}:b@1s", "restore:b@2s"], timeout_s=50
         ).check()
     for device in result.devices.values():
         assert 0.9 < float(device.lines[-1].split()[-1]) < 3.0
