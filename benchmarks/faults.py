@@ -266,7 +266,8 @@ def _places(bed: Any) -> Iterator[list[dict[str, Any]]]:
 
 def _unmount(folder: Path) -> None:
     if folder.is_mount():
-        subprocess.run(["umount", str(folder)], check=True, timeout=20)
+        # a file that could not be written may be open still
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
 
 
 def _problem(case: Case, seconds: float, texts: Sequence[str]) -> str:

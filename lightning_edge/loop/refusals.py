@@ -171,5 +171,6 @@ def _callbacks(callbacks: Iterable[Callback]) -> list[str]:
 
 _AFTER_FAILURE = (
     "when one device fails, the parts of the model on the others are of other steps or gone. Use"
+    " EdgeCollabStrategy(save_on_failure=True), which keeps them as they are, or"
     " ModelCheckpoint(every_n_train_steps=N, save_last=True), and go on with ckpt_path='last'"
 )

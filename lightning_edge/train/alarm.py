@@ -27,7 +27,7 @@ import torch
 
 from lightning_edge.errors import PeerError, TransportError, TransportTimeout
 from lightning_edge.train.gloo import FOREVER, Mesh, cut_here
-from lightning_edge.train.rendezvous import bounded, poll
+from lightning_edge.train.rendezvous import bounded
 from lightning_edge.train.waiting import Waits
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Alarm"]
 
+QUESTION_S = 1.0  # how long the store may take to answer
+PERIOD_S = 0.02  # between two questions
 LOOK_S = 1.0  # how long to look for the reason of a connection that closed
 WAKING_S = 0.5  # for threads to come back from gloo once the connections are cut
 LINGER_S = 0.5  # how long rank 0, which often has the store, stays for the others to look
@@ -68,6 +70,7 @@ class Alarm:
         self._meshes: list[Mesh] = []
         self._lock = threading.RLock()
         self._closing = False
+        self._answers = True
         self._waits: dict[int, tuple[str, Sequence[int], float]] = {}  # by thread
         self._heartbeat: Heartbeat | None = None
         self._watcher: threading.Thread | None = None
@@ -181,10 +184,7 @@ class Alarm:
         with self._lock:
             if self.failure is not None or self._closing:
                 return
-            text = (
-                f"{self.names[peer]} failed first: no sign of life for {age_s:.1f} s"
-                f" (it stands still or sleeps, or the network to it is down){self._memory([peer])}"
-            )
+            text = self._silent(peer, age_s)
             doing = self._doing()
             self.failure = PeerError(f"{text}, while {doing}" if doing else text)
             if peer == 0:  # its device has the store and will answer later, if ever
@@ -215,6 +215,17 @@ class Alarm:
                 )
         return "".join(found)
 
+    def _silent(self, peer: int, age_s: float) -> str:
+        return (
+            f"{self.names[peer]} failed first: no sign of life for {age_s:.1f} s"
+            f" (it stands still or sleeps, or the network to it is down){self._memory([peer])}"
+        )
+
+    def _silence_of_rank_0(self) -> float | None:
+        """Seconds for which rank 0 has been silent, if that is long, and its store is as well."""
+        age_s = None if self._heartbeat is None or self._rank == 0 else self._heartbeat.age_s(0)
+        return None if age_s is None or age_s < _LIVELY_S or self._answers else age_s
+
     def _memory(self, peers: Sequence[int]) -> str:
         """What may have ended one of the peers."""
         if self._heartbeat is None or not any(map(self._heartbeat.was_tight, peers)):
@@ -228,6 +239,7 @@ class Alarm:
             me = self.names[self._rank]
             # Who fails publishes first and cuts then; only a killed process never says a word.
             told = self._look(0.0 if late else LOOK_S)
+            rank_0_s = self._silence_of_rank_0() if told is None and late is None else None
             if told is not None:
                 self.failure = PeerError(told)
             elif late is not None:
@@ -242,6 +254,9 @@ class Alarm:
                 )
                 self.failure = PeerError(text)
                 self._tell(text)
+            elif rank_0_s is not None:  # who closed the connection may have found that out first
+                text = self._silent(0, rank_0_s)
+                self.failure = PeerError(f"{text}, while {doing}" if doing else text)
             elif self._rank != 0 and 0 not in peers and self._store_is_gone():
                 text = (
                     f"{self.names[0]} failed first: its store has gone, without a word"
@@ -280,13 +295,20 @@ class Alarm:
             mesh.cut()
 
     def _look(self, patience_s: float) -> str | None:
-        if not poll(self._store, [_FAILURE], patience_s):
-            return None
-        text = bounded(lambda: self._store.get(_FAILURE), LOOK_S)
-        return None if text is None else text.decode("utf-8", "replace")
+        """The reason that somebody has left in the store; `_answers` says if the store is there."""
+        deadline_s = time.monotonic() + patience_s
+        while True:
+            found = bounded(lambda: self._store.check([_FAILURE]), QUESTION_S)
+            self._answers = found is not None
+            if found:
+                text = bounded(lambda: self._store.get(_FAILURE), QUESTION_S)
+                return None if text is None else text.decode("utf-8", "replace")
+            if found is None or time.monotonic() >= deadline_s:
+                return None
+            time.sleep(PERIOD_S)
 
     def _store_is_gone(self) -> bool:
-        return bounded(lambda: self._store.check([_FAILURE]), LOOK_S) is None
+        return bounded(lambda: self._store.check([_FAILURE]), QUESTION_S) is None
 
     def _tell(self, text: str) -> None:
         def write() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from lightning_edge.app.cluster import visit
 from lightning_edge.app.cluster.meeting import MOST_PEERS, Meeting, Peer
+from lightning_edge.app.cluster.reception import Reception
 from lightning_edge.app.cluster.wire import Wire, WireError, greet, receive_guest
 from tests.app.test_meeting import OWN, free_port, pair
 from tests.app.test_meeting import settings as wanted
@@ -72,6 +72,12 @@ def test_any_start_is_a_place_or_none(start: dict[str, object]) -> None:
         guest.close(), host.close()
 
 
+def _greeted(reception: Reception) -> int:
+    with reception._lock:
+        came = len(reception._guests) + len(reception._invitations)
+    return came + len(reception.turned_away)
+
+
 @settings(max_examples=25)
 @given(st.lists(MAPPINGS, min_size=1, max_size=3), MAPPINGS)
 @example([{"name": 3, "devices": "x", "rank": "y", "peers": 5}], {"peers": 5})
@@ -87,8 +93,9 @@ def test_a_host_goes_on_whatever_its_guests_say(abouts: list[dict], later: dict)
             wires.append(wire)
             greet(wire, "s", "run", about)
             wire.send(later)
-        deadline_s = time.monotonic() + 5.0
-        while threading.active_count() > 2 and time.monotonic() < deadline_s:
+        reception, deadline_s = meeting.reception, time.monotonic() + 20.0
+        while _greeted(reception) < len(abouts):
+            assert time.monotonic() < deadline_s, "a guest was forgotten"
             time.sleep(0.002)
         for _ in range(2):
             assert meeting._receive() is None

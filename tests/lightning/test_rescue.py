@@ -7,13 +7,12 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_edge.loop.parts import WHOLE
 from tests.lightning.both import PIPELINE, TWO, Run, same
@@ -182,28 +181,3 @@ def test_what_only_the_dead_held_is_lost_and_the_last_checkpoint_is_whole(pool, 
         assert "the part of rank 2 (" in answer
     assert hashlib.sha256(last.read_bytes()).hexdigest() == content
     assert torch.load(last, weights_only=True)["global_step"] == 2
-
-
-def with_checkpoints_on_exceptions(rank: int, world_size: int, folder: str) -> tuple[str, float]:
-    callbacks = [
-        ModelCheckpoint(f"{folder}/model", save_on_exception=True),
-        OnExceptionCheckpoint(f"{folder}/exception"),
-    ]
-    trainer = Run(PIPELINE, Path(folder), rank).trainer(
-        callbacks=callbacks, enable_checkpointing=True
-    )
-    begin_s = time.monotonic()
-    try:
-        trainer.fit(FailingNet((1, 2), "raise", {}), train_loader())
-    except Exception as error:
-        return f"{type(error).__name__}: {error}", time.monotonic() - begin_s
-    return "", 0.0
-
-
-def test_checkpoints_on_exceptions_do_not_wait_for_the_others(pool, tmp_path):
-    found = pool.run(with_checkpoints_on_exceptions, 3, str(tmp_path))
-    for rank, (text, seconds) in enumerate(found):
-        assert "ValueError: row 7 is missing" in text
-        assert text.startswith("ValueError" if rank == 2 else "PeerError: rank 2 (")
-        assert seconds < 30.0  # of a timeout of 60 s
-    assert not list(tmp_path.glob("*/*.ckpt"))
