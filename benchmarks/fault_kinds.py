@@ -9,12 +9,14 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 FROZEN_S = 6.5
+FILES = "fault-"  # and the process' number
 GROUP = Path("/sys/fs/cgroup/memory/lightning-edge-fault")
 LIMIT_BYTES = 96 << 20
 PIECE_BYTES = 1 << 20
@@ -149,6 +151,18 @@ def _enter(network: int) -> None:
             raise OSError(ctypes.get_errno(), "setns")
     finally:
         os.close(network)
+
+
+def left_behind(hub: str) -> list[str]:
+    """What is left of faults: processes, network namespaces of this testbed, groups, files."""
+    import psutil
+
+    processes = [f"process {child.pid}" for child in psutil.Process().children(recursive=True)]
+    slot = hub.removesuffix("hub")
+    networks = [path.name for path in Path("/run/netns").glob(f"{slot}*")] if slot else []
+    groups = [str(GROUP)] if GROUP.exists() else []
+    files = [str(path) for path in Path(tempfile.gettempdir()).glob(f"{FILES}{os.getpid()}-*")]
+    return [*processes, *networks, *groups, *files]
 
 
 @contextlib.contextmanager

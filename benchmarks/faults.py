@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_kinds import memory_group, strike, surroundings
+from benchmarks.fault_kinds import FILES, left_behind, memory_group, strike, surroundings
 
 LIMIT_S = 5.0
 HARMLESS = ("rubbish", "clock")
@@ -218,7 +219,7 @@ def inject(pool: Any, case: Case, bed: Any = None) -> Outcome:
     from tests.pool import Died, WorkerError
 
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fault-"))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{FILES}{os.getpid()}-"))
         may_die = [case.rank] if case.fault in ("kill", "memory") else []
         places = stack.enter_context(_places(bed)) if case.fault in NETWORKS else []
         if case.fault == "memory":
@@ -326,9 +327,10 @@ def run(
     with ExitStack() as stack:
         pool = Pool()
         stack.callback(pool.close)
-        bed = None
+        bed, hub = None, ""
         if any(case.fault in NETWORKS for case in chosen):
             bed = stack.enter_context(Testbed([DeviceSpec() for _ in range(3)]))
+            hub = bed._slot.hub if bed._slot is not None else ""
         # starts the processes, and holds that all is well
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         nothing = asdict(Case("none", "never", 0, next(iter(PLANS))))
@@ -341,6 +343,8 @@ def run(
                 say(f"FAILED {case}: {outcome.problem}")
                 for text in outcome.texts:
                     say(f"    {text}")
+    left = left_behind(hub)
+    assert not left, f"left behind: {left}"
     return outcomes
 
 
