@@ -59,6 +59,9 @@ bench: env
 	$(BIN)/python -m benchmarks.executor
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.throughput --link wifi-indoors --json benchmarks/results/throughput-wifi.json
+	$(BIN)/python -m benchmarks.convergence
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.capacity
 
 wheel: env

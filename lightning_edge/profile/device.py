@@ -12,13 +12,13 @@ import platform
 import re
 from pathlib import Path
 
-import psutil
 import torch
 
 from lightning_edge.boards import find_model
 from lightning_edge.energy.host import HostEnv
 from lightning_edge.energy.power_modes import current_mode, listed_modes
 from lightning_edge.plan.participants import Device, PowerMode
+from lightning_edge.room import free_bytes
 
 __all__ = ["describe_device"]
 
@@ -29,8 +29,6 @@ HOLES_BYTES, HOLES_RATIO = 30e6, 0.9
 Torch asks for aligned blocks, and the place of a freed one is seldom good for the next (glibc
 before 2.38). Fitted to 25 trainings of GPTs of 2 to 10M parameters on glibc 2.36.
 """
-_LINUX_LIMITS = ("memory.max", "memory.limit_in_bytes")
-_LINUX_USED = ("memory.current", "memory.usage_in_bytes")
 
 
 def describe_device(
@@ -107,43 +105,7 @@ def _free_bytes(device: torch.device, host: HostEnv) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
-    free = int(psutil.virtual_memory().available)
-    return min([free, *_container_rooms(host)])
-
-
-def _container_rooms(host: HostEnv) -> list[int]:
-    """What each group of this process may still take."""
-    rooms = []
-    for line in (host.text("/proc/self/cgroup") or "").splitlines():
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        if controllers not in ("", "memory"):
-            continue
-        root = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
-        at = root / group.lstrip("/")
-        while True:
-            limit = _number(host, at, _LINUX_LIMITS)
-            used = _number(host, at, _LINUX_USED)
-            if limit is not None and used is not None:
-                rooms.append(max(limit - used + _files_bytes(host, at), 0))
-            if at == root:
-                break
-            at = at.parent
-    return rooms
-
-
-def _files_bytes(host: HostEnv, folder: Path) -> int:
-    """Of the memory that a group uses, what holds files it no longer reads and gives up at once."""
-    text = host.text(str(folder / "memory.stat")) or ""
-    found = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
-    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
-
-
-def _number(host: HostEnv, folder: Path, names: tuple[str, ...]) -> int | None:
-    for name in names:
-        text = host.text(str(folder / name))
-        if text and text.isdigit() and int(text) < 1 << 60:  # the kernel's way to say no limit
-            return int(text)
-    return None
+    return free_bytes(host)
 
 
 def _battery_j(host: HostEnv) -> float | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_edge.plan.layout import Layout
 from lightning_edge.plan.schedule import Instruction, Op
 from lightning_edge.train.edges import Edges
+from lightning_edge.train.heap import Heap, this_heap
 from lightning_edge.train.transport import Transport
 from lightning_edge.train.values import Value
 
@@ -92,6 +93,7 @@ class Executor:
         last: Whether its stage is the last one.
         device: Where its tensors live.
         clock: Monotonic seconds.
+        heap: Where tensors of the processor live.
     """
 
     def __init__(
@@ -102,9 +104,11 @@ class Executor:
         last: bool,
         device: torch.device,
         clock: Callable[[], float] = time.perf_counter,
+        heap: Heap | None = None,
     ) -> None:
         self._transport, self._edges, self._program = transport, edges, program
         self._last, self._device, self._clock = last, device, clock
+        self._heap = heap or this_heap()
         self._sent: dict[int, list[Value]] = {}
 
     def run(self, instructions: Sequence[Instruction], layout: Layout, step: int) -> StepTimes:
@@ -121,6 +125,7 @@ class Executor:
         times = StepTimes()
         self._edges.start(layout, step)
         self._sent.clear()
+        self._heap.look()
         rank = self._transport.rank
         for instruction in instructions:
             start = self._clock()
@@ -139,6 +144,7 @@ class Executor:
                     self._forward(m)
                 else:
                     self._backward(m)
+            self._heap.relieve()
             end = self._clock()
             waited_by_now, communicated_by_now = self._counted()
             waited = waited_by_now - waited

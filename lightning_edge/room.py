@@ -1,0 +1,47 @@
+"""How much memory is left on this machine, within the limits of a container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from lightning_edge.energy.host import HostEnv
+
+__all__: list[str] = []
+
+_LIMITS = ("memory.max", "memory.limit_in_bytes")
+_USED = ("memory.current", "memory.usage_in_bytes")
+
+
+def free_bytes(host: HostEnv) -> int:
+    """What this process may still take of the main memory."""
+    return min([int(psutil.virtual_memory().available), *_container_rooms(host)])
+
+
+def _container_rooms(host: HostEnv) -> list[int]:
+    """What each control group of this process may still take."""
+    rooms = []
+    for line in (host.text("/proc/self/cgroup") or "").splitlines():
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
+        at = root / group.lstrip("/")
+        while True:
+            limit = _number(host, at, _LIMITS)
+            used = _number(host, at, _USED)
+            if limit is not None and used is not None:
+                rooms.append(max(limit - used, 0))
+            if at == root:
+                break
+            at = at.parent
+    return rooms
+
+
+def _number(host: HostEnv, folder: Path, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        text = host.text(str(folder / name))
+        if text and text.isdigit() and int(text) < 1 << 60:  # the kernel's way to say no limit
+            return int(text)
+    return None
