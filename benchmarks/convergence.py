@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def main() -> int:
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--turns", type=int, default=10, help="validations")
     parser.add_argument("--every", type=int, default=10, help="steps between two validations")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="contestants")
     parser.add_argument("--quick", action="store_true", help="the GPT, two turns of three steps")
     parser.add_argument("--json", type=Path, default=RESULTS / "convergence.json")
     arguments = parser.parse_args()
@@ -68,7 +70,8 @@ def main() -> int:
     start_s = time.monotonic()
     curves: list[Curve] = []
     for task in arguments.task:
-        curves += compare(task, arguments.turns, arguments.every)
+        kinds = [kind for kind in TASKS[task][1] if kind in arguments.only]
+        curves += compare(task, kinds, arguments.turns, arguments.every)
         content = {
             "machine": machine(),
             "seconds": round(time.monotonic() - start_s, 1),
@@ -82,9 +85,9 @@ def main() -> int:
     return 0
 
 
-def compare(task: str, turns: int, every: int) -> list[Curve]:
-    """Let all contestants of a task train, turn by turn."""
-    metric, kinds = TASKS[task]
+def compare(task: str, kinds: Sequence[str], turns: int, every: int) -> list[Curve]:
+    """Let the contestants of a task train, turn by turn."""
+    metric, _ = TASKS[task]
     specs = [
         DeviceSpec(f"device{i}", cpu=cpu / 100, link_mbit=MBIT, power=PowerCurve(*WATTS[cpu]))
         for i, cpu in enumerate(CPUS)

@@ -14,6 +14,7 @@ ROWS, MICRO_BATCHES = 16, 8
 # Watts idle and busy by percent of a core, fixed beforehand: a desktop, a laptop, boards.
 WATTS = {80: (9.0, 30.0), 75: (9.0, 30.0), 60: (6.0, 18.0), 40: (4.0, 10.0), 25: (2.5, 6.0)}
 BOUND = "each device for itself, at once"
+KINDS = ("one", "each", "ddp", "pipeline", "edge")  # "one" is the first device alone
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Entry:
         return self.contestant.name
 
 
-def baselines(devices: Devices, cpus: Sequence[int], task: str) -> list[Entry]:
+def baselines(
+    devices: Devices, cpus: Sequence[int], task: str, only: Sequence[str] = KINDS
+) -> list[Entry]:
     """Return what a user could pick instead: each kind of device alone, DDP, torch's pipeline.
 
     The first one is no choice, as it trains as many models as there are devices: their speeds
@@ -42,16 +45,19 @@ def baselines(devices: Devices, cpus: Sequence[int], task: str) -> list[Entry]:
     """
     everyone, world = tuple(range(len(cpus))), len(cpus)
     entries = [_entry(devices, BOUND, "alone", everyone, {"task": task, "rows": ROWS})]
-    for rank in sorted({cpus.index(cpu) for cpu in cpus}):
+    alone = {0} if "one" in only else set()
+    alone |= {cpus.index(cpu) for cpu in cpus} if "each" in only else set()
+    for rank in sorted(alone):
         name = f"Lightning on device {rank} ({cpus[rank]} %)"
         entries.append(_entry(devices, name, "plain", (rank,), {"task": task, "rows": ROWS}))
-    shared = ROWS // world * world  # DDP gives every device as many
-    options: dict[str, Any] = {"task": task, "rows": shared}
-    entries.append(_entry(devices, "Lightning DDP", "ddp", everyone, options))
-    local = {**options, "accumulate": 4}
-    name = "Lightning DDP, 4 batches per sum"
-    entries.append(_entry(devices, name, "ddp", everyone, local))
-    if task in tasks.GPTS:
+    if "ddp" in only:
+        shared = ROWS // world * world  # DDP gives every device as many
+        options: dict[str, Any] = {"task": task, "rows": shared}
+        entries.append(_entry(devices, "Lightning DDP", "ddp", everyone, options))
+        local = {**options, "accumulate": 4}
+        name = "Lightning DDP, 4 batches per sum"
+        entries.append(_entry(devices, name, "ddp", everyone, local))
+    if "pipeline" in only and task in tasks.GPTS:
         blocks = tasks.GPTS[task][2]
         cuts = {tuple(portions(blocks, weights)) for weights in ([1] * world, list(cpus))}
         for cut in sorted(cuts):

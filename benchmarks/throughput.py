@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import tasks
 from benchmarks.contest import Block, Contest, turns_s
 from benchmarks.devices import Devices, Reading
-from benchmarks.entries import BOUND, WATTS, Entry, baselines, edge
+from benchmarks.entries import BOUND, KINDS, WATTS, Entry, baselines, edge
 from benchmarks.outcome import Outcome, draw, show, write
 from lightning_edge.errors import TestbedError
 from lightning_edge.testbed.power import PowerCurve
@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="of each turn")
     parser.add_argument("--objectives", nargs="*", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="contestants")
     parser.add_argument("--quick", action="store_true", help="one link, one objective, one round")
     parser.add_argument("--json", type=Path, default=RESULTS / "throughput.json")
     arguments = parser.parse_args()
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace, start_s: float) -> list[Outcome]:
     ]
     outcomes: list[Outcome] = []
     with Devices(specs) as devices:
-        others = baselines(devices, cpus, task)
+        others = baselines(devices, cpus, task, arguments.only)
 
         def start(contest: Contest) -> None:
             devices.limit(True)
@@ -114,7 +115,8 @@ def compare(
 ) -> list[Outcome]:
     """Let all take turns on one link."""
     label = link.name if isinstance(link, Trace) else f"{link:g} Mbit/s"
-    own = [edge(devices, arguments.cpu, arguments.task, o, label) for o in arguments.objectives]
+    objectives = arguments.objectives if "edge" in arguments.only else ()
+    own = [edge(devices, arguments.cpu, arguments.task, o, label) for o in objectives]
     devices.set_link(link)
 
     def start(contest: Contest) -> None:
