@@ -281,7 +281,7 @@ class Contest:
         """
         names = list(names or self.teams)
         blocks: dict[str, list[Block]] = {name: [] for name in names}
-        for name in names:
+        for name in names if warm_up else ():  # a turn of no steps would be the end
             self.teams[name].step(warm_up, limit_s)
         for number in range(rounds):
             first = number % len(names)
