@@ -137,9 +137,20 @@ class Recorder:
             with self.inside(self._where):
                 yield
                 for args, kwargs in self.received(early):
+                    self._refuse_placeholders(args, kwargs)
                     self._tape.record(*args, **kwargs)
         finally:
             self._set_log(self._refuse_log)
+
+    def _refuse_placeholders(self, args: Any, kwargs: Any) -> None:
+        if any(is_fake(leaf) for leaf in tree_leaves((args, kwargs))):
+            name = args[0] if args else kwargs.get("name")
+            raise UnsupportedError(
+                f"self.log({name!r}) in {self._where} was given a value that"
+                f" is computed with parameters of another device, which are not here. The whole"
+                f" model runs in steps only: compute it in training_step or validation_step, and"
+                f" keep what {self._where} needs."
+            )
 
     def _set_log(self, log: Callable[..., None]) -> None:
         self.module.__dict__["log"] = StandIn(self.module, "log", log)

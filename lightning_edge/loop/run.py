@@ -74,7 +74,7 @@ class Run:
         *,
         accumulate: int,
         fresh: bool,
-        keep_earlier: bool,
+        own_zero_grad: bool,
         synchronise: bool,
     ) -> Tensor | dict[str, Any]:
         """Forward and backward of one batch; gradients wait in the stage until they are published.
@@ -111,7 +111,8 @@ class Run:
             training=True,
             accumulate=accumulate,
             fresh=fresh,
-            keep_earlier=keep_earlier or (self._weighted and not fresh),
+            keep_earlier=self._weighted and not fresh,
+            own_zero_grad=own_zero_grad,
             synchronise=synchronise,
             weighted=self._weighted,
             factor=factor,

@@ -262,7 +262,7 @@ class RunParts:
             _context(self._strategy, "training_step"),
             accumulate=accumulate,
             fresh=fresh,
-            keep_earlier=self._own_zero_grad,
+            own_zero_grad=self._own_zero_grad,
             synchronise=synchronise,
         )
 

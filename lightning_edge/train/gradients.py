@@ -98,8 +98,9 @@ class Gradients:
             p.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
             for p in shared.values()
         ]
-        self._armed = False
+        self._armed = self._summed = False
         self._earlier: dict[int, Tensor] = {}
+        self._left: dict[int, Tensor] = {}
         self._parked: dict[int, Tensor] = {}
 
     def still_trains(self, parameters: Mapping[str, nn.Parameter]) -> bool:
@@ -107,19 +108,21 @@ class Gradients:
         trained = {id(p) for p in parameters.values() if p.requires_grad}
         return trained == {id(p) for p in self._parameters}
 
-    def start(self, fresh: bool, keep_earlier: bool) -> None:
+    def start(self, fresh: bool, keep_earlier: bool = False, own_zero_grad: bool = False) -> None:
         """Get ready for the backwards of one batch.
 
         Args:
             fresh: What is in `p.grad` will be zeroed by the loop; else this batch adds to it.
             keep_earlier: Lay what is there aside and add it again in `finish`, because this batch
-                is scaled at its end
-                or because the user decides what is zeroed.
+                is scaled at its end.
+            own_zero_grad: The user zeroes, or does not: put back in `finish` what an earlier
+                optimizer step has left, for the user to see before `publish`.
         """
         self._armed = False
-        self._earlier = {}
-        if keep_earlier:
-            self._earlier = {id(p): p.grad.clone() for p in self._parameters if p.grad is not None}
+        self._earlier, self._left = {}, {}
+        if keep_earlier or (fresh and own_zero_grad):
+            there = {id(p): p.grad.clone() for p in self._parameters if p.grad is not None}
+            self._earlier, self._left = (there, {}) if keep_earlier else ({}, there)
         if fresh or keep_earlier:
             for parameter in self._parameters:
                 parameter.grad = None
@@ -190,11 +193,11 @@ class Gradients:
                 assert bucket.work is not None
                 bucket.work.wait()
                 bucket.work = None
-        self._armed = False
+        self._armed, self._summed = False, synchronise
         for parameter in self._parameters:
             if parameter.grad is not None and not self._unused(parameter, synchronise):
                 self._parked[id(parameter)] = parameter.grad
-            parameter.grad = None
+            parameter.grad = self._left.pop(id(parameter), None)
 
     def _scale(self, factor: float) -> None:
         own = [p.grad for p in self._parameters if p.grad is not None and id(p) not in self._place]
@@ -208,11 +211,13 @@ class Gradients:
         return synchronised and place is not None and not bool(place[0].used[place[1]])
 
     def publish(self) -> None:
-        """Give the gradients to `p.grad`; added to what a user who does not zero left there."""
+        """Give the gradients to `p.grad`; added to what the user has not zeroed there."""
         for parameter in self._parameters:
-            new = self._parked.pop(id(parameter), None)
+            new, left = self._parked.pop(id(parameter), None), parameter.grad
+            if left is not None and not self._summed and id(parameter) in self._place:
+                left.div_(len(self._place[id(parameter)][0].holders))  # it will be summed again
             if new is not None:
-                parameter.grad = new if parameter.grad is None else parameter.grad.add_(new)
+                parameter.grad = new if left is None else left.add_(new)
 
     def discard(self) -> None:
         """Forget everything under way, after a failure."""

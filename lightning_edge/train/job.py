@@ -47,7 +47,8 @@ class Job:
         training: Backwards and gradients too.
         accumulate: Batches the loop accumulates over; the loss is divided by it.
         fresh: The loop zeroes the gradients for this batch.
-        keep_earlier: Add to what is there instead (see `Gradients.start`).
+        keep_earlier: Add to what is there at the end (see `Gradients.start`).
+        own_zero_grad: The user zeroes the gradients (see there).
         synchronise: An optimizer step follows.
         weighted: The step gives its own loss weights, so that gradients are scaled at the end.
         factor: Gives that scale, once all weights are known.
@@ -63,6 +64,7 @@ class Job:
     accumulate: int = 1
     fresh: bool = True
     keep_earlier: bool = False
+    own_zero_grad: bool = False
     synchronise: bool = True
     weighted: bool = False
     factor: Callable[[], float] = lambda: 1.0

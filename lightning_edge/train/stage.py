@@ -207,7 +207,7 @@ class Stage:
         if job.training:
             self._follow_thaw()
             assert self.gradients is not None
-            self.gradients.start(job.fresh, job.keep_earlier)
+            self.gradients.start(job.fresh, job.keep_earlier, job.own_zero_grad)
         program = _Program(self, job, len(mine))
         executor = Executor(self.transport, self._edges, program, self.is_last, self.device)
         with kept():
