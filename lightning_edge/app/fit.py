@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def run(mode: str, path: Path) -> None:
     rank = int(os.environ.get("RANK", "0"))
     folder = Path(config.run.folder)
     _log_to(folder, rank)
+    _leave_out_noise()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     found = problems(config)
     if found:
@@ -107,6 +109,14 @@ def _strategy(config: DictConfig, mode: str) -> DictConfig:
 def _listed(node: DictConfig | None) -> list[Any]:
     """Instantiate what a node names, in order; an entry set to null is left out."""
     return [instantiate(entry) for entry in (node or {}).values() if entry]
+
+
+def _leave_out_noise() -> None:
+    """Lines of Lightning that nobody who runs it can do anything about, several times each."""
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    noise = ("Tip: For seamless cloud logging", "TPU available: False")
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(lambda record: not any(part in record.getMessage() for part in noise))
 
 
 def _log_to(folder: Path, rank: int) -> None:

@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { padding: .25rem .8rem .25rem 0; text-align: left;
-  vertical-align: top; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse } td, th { padding: .25rem 1.2rem .25rem 0; text-align: left;
+  vertical-align: top; font-variant-numeric: tabular-nums } .number { text-align: right }
 th { border-bottom: 2px solid #888; font-weight: 600 } td { border-bottom: 1px solid #ddd }
 .note { color: #555; font-size: .9rem } img { max-width: 100% }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; font-size: .85rem }
@@ -55,11 +56,14 @@ def page(folder: Path, tables: list[Sheet]) -> str:
 
 
 def _table(sheet: Sheet) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in sheet.columns)
-    rows = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in sheet.rows
-    )
+    sides = ["" if i in sheet.texts else ' class="number"' for i in range(len(sheet.columns))]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        pairs = zip(sides, cells, strict=True)
+        return "".join(f"<{tag}{side}>{html.escape(cell)}</{tag}>" for side, cell in pairs)
+
+    head = line("th", sheet.columns)
+    rows = "\n".join(f"<tr>{line('td', row)}</tr>" for row in sheet.rows)
     note = f'<p class="note">{html.escape(sheet.note)}</p>' if sheet.note else ""
     return (
         f'<h2>{html.escape(sheet.title)}</h2><div class="wide"><table><tr>{head}</tr>\n{rows}\n'
@@ -108,16 +112,21 @@ def _curves(folder: Path) -> str:
 
 
 def _plot(curves: dict[str, list[tuple[float, float]]]) -> bytes:
+    """Losses on the left, everything else, such as accuracies, on the right."""
     from matplotlib.figure import Figure
 
+    sides = [[n for n in curves if "loss" in n], [n for n in curves if "loss" not in n]]
+    sides = [names for names in sides if names]
     figure: Any = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        marker = "o" if len(points) < 30 else None
-        axes.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
-    axes.set_xlabel("optimizer step")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    (row,) = figure.subplots(1, len(sides), squeeze=False)
+    for axes, names in zip(row, sides, strict=True):
+        for name in names:
+            points = curves[name]
+            marker = "o" if len(points) < 30 else None
+            axes.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
+        axes.set_xlabel("optimizer step")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130)
     return data.getvalue()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from lightning_edge.app.failure import CommandError, guarded
@@ -70,7 +70,8 @@ def text(sheet: Sheet, width: int | None = None) -> str:
     """
     grid = Table(title=sheet.title, title_justify="left")
     for index, column in enumerate(sheet.columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        justify: JustifyMethod = "left" if index in sheet.texts else "right"
+        grid.add_column(column, justify=justify, overflow="fold")
     for row in sheet.rows:
         grid.add_row(*row)
     out = StringIO()

@@ -15,6 +15,8 @@ from typing_extensions import override
 
 from lightning_edge.app.chosen import plan_for, rows_of
 from lightning_edge.app.pool import profile_of_pool
+from lightning_edge.app.report import text
+from lightning_edge.app.sheets import compared, devices
 from lightning_edge.callbacks import EnergyLogger
 from lightning_edge.errors import ProfileError
 from lightning_edge.plan.profile import Profile
@@ -41,8 +43,10 @@ def write(trainer: L.Trainer, folder: Path, seconds: float, rows: int) -> None:
         report = strategy.report()
         (folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1))
         (folder / "report.txt").write_text(str(report))
-        print(report)
     (folder / "metrics.json").write_text(json.dumps(found, indent=1))
+    for sheet in (devices(folder), compared(folder)):
+        if sheet is not None and sheet.rows:
+            print(text(sheet))
 
 
 class Decided(Callback):

@@ -24,20 +24,22 @@ class Sheet:
 
     Attributes:
         title: What it is about.
-        columns: Their titles; the first column is text, the others are numbers.
+        columns: Their titles.
         rows: Cells.
         note: A sentence below it.
+        texts: Indices of columns with text; the others are numbers.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    texts: Sequence[int] = (0,)
 
 
 def sheets(folder: Path) -> list[Sheet]:
     """All tables that the files of a run allow, in the order of reading."""
-    found = [_results(folder), _plan(folder), _compared(folder), _devices(folder)]
+    found = [_results(folder), _plan(folder), compared(folder), devices(folder)]
     found += _energy(folder)
     return [sheet for sheet in found if sheet is not None and sheet.rows]
 
@@ -71,16 +73,22 @@ def _plan(folder: Path) -> Sheet | None:
     if not file.is_file():
         return None
     plan = Plan.from_yaml(file)
+    names = {
+        d["rank"]: f"{d['rank']} {d['name']}"
+        for d in read(folder, "report.json").get("devices", ())
+    }
     rows = []
     for index, stage in enumerate(plan.stages):
-        devices = ", ".join(f"{d} {100 * float(s):.3g}%" for d, s in stage.devices.items())
+        shares = [(names.get(d, d), 100 * float(share)) for d, share in stage.devices.items()]
+        devices = ", ".join(f"{name} {share:.3g}%" for name, share in shares)
         start = stage.start or "(first module)"
         rows.append([str(index), start, devices, stage.parallelism, str(stage.in_flight)])
     columns = ("stage", "begins at", "devices", "parallelism", "in flight")
-    return Sheet("Plan", columns, rows, f"{plan.micro_batches} micro-batches per batch")
+    note = f"{plan.micro_batches} micro-batches per batch"
+    return Sheet("Plan", columns, rows, note, texts=(0, 1, 2, 3))
 
 
-def _devices(folder: Path) -> Sheet | None:
+def devices(folder: Path) -> Sheet | None:
     """Where the time of a mean batch went."""
     rows = []
     for device in read(folder, "report.json").get("devices") or []:
@@ -100,7 +108,7 @@ def _devices(folder: Path) -> Sheet | None:
     return Sheet("What each device did", columns, rows, note)
 
 
-def _compared(folder: Path) -> Sheet | None:
+def compared(folder: Path) -> Sheet | None:
     """One step, predicted and measured."""
     show = {"s": seconds, "B": size, "J": _energy_of}
     rows = []
@@ -114,7 +122,7 @@ def _compared(folder: Path) -> Sheet | None:
         cells = ["?" if value is None else show[line["unit"]](value) for value in pair]
         rows.append([line["device"] or "all", line["what"], *cells, off])
     columns = ("device", "what", "predicted", "measured", "off by")
-    return Sheet("One step, predicted and measured", columns, rows)
+    return Sheet("One step, predicted and measured", columns, rows, texts=(0, 1))
 
 
 def _energy(folder: Path) -> list[Sheet]:
@@ -139,7 +147,7 @@ def _energy(folder: Path) -> list[Sheet]:
             if line["stage"] == name
         ]
         columns = ("device, domain", "energy", "mean", "max", "how", "in total")
-        found.append(Sheet(f"Energy: {name}", columns, rows, _total(stage)))
+        found.append(Sheet(f"Energy: {name}", columns, rows, _total(stage), texts=(0, 4, 5)))
     return found
 
 

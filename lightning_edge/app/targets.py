@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 __all__: list[str] = []
 
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 _HYDRAS = {"_target_", "_args_", "_partial_", "_recursive_", "_convert_"}
 
 
@@ -50,11 +51,14 @@ def _of_node(path: str, node: Mapping[str, Any]) -> list[str]:
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
         return []
     found = []
-    for key in node:
+    numbers = _numbers(target)
+    for key, value in node.items():
         if key not in parameters and key not in _HYDRAS:
             near = difflib.get_close_matches(str(key), parameters, n=1)
             hint = f"; did you mean {path}.{near[0]}?" if near else ""
             found.append(f"{path}.{key} is no parameter of {name}{hint}")
+        elif key in numbers and isinstance(value, str):
+            found.append(f"{path}.{key}={value} is not {numbers[key]}, which {name} wants")
     needed = [
         key
         for key, one in parameters.items()
@@ -64,4 +68,18 @@ def _of_node(path: str, node: Mapping[str, Any]) -> list[str]:
     ]
     if needed and not node.get("_partial_") and not node.get("_args_"):
         found.append(f"{path}: {name} needs {', '.join(f'{path}.{key}' for key in needed)}")
+    return found
+
+
+def _numbers(target: Any) -> dict[str, str]:
+    """Parameters that take numbers and no text, each with what it takes."""
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # names that only a type checker sees
+        return {}
+    found = {}
+    for name, hint in hints.items():
+        kinds = set(get_args(hint)) - {type(None)} or {hint}
+        if kinds and kinds <= {int, float, bool}:
+            found[name] = " or ".join(_WORDS[kind] for kind in (int, float, bool) if kind in kinds)
     return found

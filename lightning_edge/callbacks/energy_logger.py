@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -328,7 +329,9 @@ class EnergyLogger(Callback):
         run = self._account
         stages = {stage: run.ledger(stage).pool() for stage in run.stages}
         if trainer.is_global_zero:
-            rank_zero_info("%s", summary(stages, carbon_g_per_kwh=self._carbon_g_per_kwh))
+            columns = min(shutil.get_terminal_size((100, 24)).columns, 100)
+            text = summary(stages, carbon_g_per_kwh=self._carbon_g_per_kwh, width=columns)
+            rank_zero_info("%s", text)
         if self._directory is None or getattr(trainer, "fast_dev_run", False):
             return
         if trainer.is_global_zero or all_ranks:

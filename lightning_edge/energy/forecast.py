@@ -27,9 +27,10 @@ class Forecast:
 
     def __str__(self) -> str:
         hours, minutes = divmod(round(self.duration_s / 60), 60)
+        time = f"{hours} h {minutes} min" if self.duration_s >= 90 else f"{self.duration_s:.0f} s"
         text = (
             f"about {self.energy_j:.4g} J +- {self.uncertainty_j:.2g} J "
-            f"({self.energy_j / JOULES_PER_KWH:.3g} kWh) in {hours} h {minutes} min"
+            f"({self.energy_j / JOULES_PER_KWH:.3g} kWh) in {time}"
         )
         if self.carbon_g is not None:
             text += f", {self.carbon_g:.3g} g CO2e"

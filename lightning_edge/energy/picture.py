@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_edge.energy.domain import Provenance
 from lightning_edge.energy.phases import PHASES
 from lightning_edge.energy.pool import PoolReport, RankAccount
+from lightning_edge.energy.table import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,7 @@ def _power(axis: Axes, account: RankAccount, name: str, top_w: float) -> None:
     axis.set_ylim(0.0, top_w)
     axis.set_ylabel("W")
     kinds = account.report.by_provenance
-    text = ", ".join(_kind(kind) for kind in kinds) or "not measured"
+    text = ", ".join(LABELS[kind] for kind in kinds) or "not measured"
     axis.set_title(f"{name}: {text}", loc="left", fontsize=9)
 
 
@@ -102,7 +102,9 @@ def _bars(
     for row, account in enumerate(pool.accounts):
         own_j = pool.device_energy_j(account.rank)
         if own_j is None:
-            axis.text(0.0, row, " not measured", va="center", fontsize=8)
+            other = pool.counted_with(account.rank)
+            text = f"counted with {other}" if other else "not measured"
+            axis.text(0.0, row, f" {text}", va="center", fontsize=8)
             continue
         seen_j = account.report.energy_j or own_j
         parts = dict(account.phase_j or {"": seen_j})
@@ -129,9 +131,5 @@ def _bars(
             axis.errorbar(left, row, xerr=error_j * own_j / seen_j, color="black", capsize=3)
     axis.set_xlim(left=0.0)
     axis.set_yticks(range(len(pool.accounts)), [names[a.rank] for a in pool.accounts], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(pool.accounts) - 0.5, -0.5)  # the first device on top, and room for all
     axis.set_xlabel("J (hatched: estimate or emulated)")
-
-
-def _kind(kind: Provenance) -> str:
-    return kind.value if kind.measured else kind.value.upper()

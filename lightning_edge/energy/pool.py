@@ -20,6 +20,9 @@ from typing import Any
 from lightning_edge.energy.domain import roots
 from lightning_edge.energy.report import DomainEnergy, EnergyReport
 
+ALIKE = 0.98
+"""A rank that covered this share of what the best one did covered it as well."""
+
 Gather = Callable[[Any], list[Any]]
 """Hands in one object per rank and returns those of all ranks, in rank order."""
 
@@ -173,6 +176,16 @@ class PoolReport:
         known = [e.counted_j for e in self.owned.get(rank, {}).values() if e.counted_j is not None]
         return math.fsum(known) if known else None
 
+    def counted_with(self, rank: int) -> str | None:
+        """Name of the device that counts what this rank reads, if that is another one."""
+        account = next(a for a in self.accounts if a.rank == rank)
+        mine = {entry.domain.id for entry in account.report.counted}
+        if not mine or self.device_energy_j(rank) is not None:
+            return None
+        here = [a.rank for a in self.accounts if a.host == account.host and a.rank != rank]
+        found = [other for other in here if mine & set(self.owned.get(other, {}))]
+        return self.device_names()[found[0]] if found else None
+
     def device_names(self) -> dict[int, str]:
         """A name per rank; ranks on one machine get their number behind it."""
         names = [account.device for account in self.accounts]
@@ -208,15 +221,18 @@ def combine(
     silent: Sequence[int] = (),
     earlier: Sequence[PoolReport] = (),
 ) -> PoolReport:
-    """Count each physical domain once: with the rank that covered it best, then with the lowest."""
+    """Count each physical domain once: with the lowest rank of those that covered it well."""
     ordered = tuple(sorted(accounts, key=lambda account: account.rank))
     owned: dict[int, dict[str, DomainEnergy]] = {account.rank: {} for account in ordered}
     for host in dict.fromkeys(account.host for account in ordered):
         here = [account for account in ordered if account.host == host]
         for key in _counted_ids(here):
             holders = [a for a in here if key in {e.domain.id for e in a.report.counted}]
-            best = max(holders, key=lambda a: (a.report.domains[key].covered_s, -a.rank))
-            owned[best.rank][key] = best.report.domains[key]
+            longest_s = max(a.report.domains[key].covered_s for a in holders)
+            # Ranks read some milliseconds apart, and who counts must not change with each account.
+            good = (a for a in holders if a.report.domains[key].covered_s >= ALIKE * longest_s)
+            first = next(good)
+            owned[first.rank][key] = first.report.domains[key]
     return PoolReport(ordered, owned, tuple(silent), tuple(earlier))
 
 

@@ -59,8 +59,9 @@ def _row(pool: PoolReport, account: RankAccount, name: str) -> tuple[str, ...]:
     report = account.report
     own_j = pool.device_energy_j(account.rank)
     kinds = " + ".join(LABELS[kind] for kind in report.by_provenance) or "-"
-    if own_j is None and report.energy_j is not None:
-        kinds = "counted with another rank of this machine"
+    other = pool.counted_with(account.rank)
+    if other is not None:
+        kinds = f"counted with {other}, the same machine"
     if account.rank in pool.silent:
         kinds += "; last heard before it left"
     peak = [e.max_power_w for e in report.counted if e.max_power_w is not None]

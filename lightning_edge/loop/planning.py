@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_edge.errors import PlanError, ProfileError, SplitError
 from lightning_edge.loop.options import Options
+from lightning_edge.loop.power import check_mode
 from lightning_edge.loop.profiling import PATIENCE, Profiler, Settings, subject_for
 from lightning_edge.plan.groups import plan_from_groups
 from lightning_edge.plan.objective import Objective
@@ -110,6 +111,7 @@ def decide(case: Case) -> Decision:
     profile = _profile(case)
     if options.plan is not None:
         plan = _resolved(case, options.plan, legal)
+        check_mode(plan.power_modes.get(case.transport.rank), case.names[case.transport.rank])
         prediction = _predicted(case, plan, profile)
         return Decision(plan, _text(case, plan, prediction), profile, prediction)
     if isinstance(profile, Profile):

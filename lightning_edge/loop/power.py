@@ -7,6 +7,7 @@ Under the testbed they are what the testbed was told to pretend: declared.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from dataclasses import replace
 from lightning_edge.energy.domain import Provenance
 from lightning_edge.energy.host import HostEnv
 from lightning_edge.energy.meter import EnergyMeter
+from lightning_edge.energy.power_modes import current_mode
 from lightning_edge.energy.report import EnergyReport
 from lightning_edge.errors import EnergyError
 from lightning_edge.plan.participants import Device, PowerMode
@@ -90,6 +92,24 @@ class Watts:
         """Give the meter back."""
         if self._meter is not None:
             self._meter.close()
+
+
+def check_mode(wanted: str | None, name: str, host: HostEnv | None = None) -> None:
+    """Warn if this device is not in the power mode that the plan was made for.
+
+    Args:
+        wanted: The plan's; None if it says nothing.
+        name: The device's.
+        host: The machine.
+    """
+    current = current_mode(host or HostEnv()) or "default"
+    if wanted is not None and wanted != current:
+        warnings.warn(
+            f"{name} is in power mode {current}, and the plan says {wanted}: its time and watts"
+            " will differ from what the plan expects. `lightning-edge train device.power_mode=plan`"
+            " sets it for the time of a run; so does sudo nvpmodel -m NUMBER before",
+            stacklevel=2,
+        )
 
 
 def with_mode(device: Device, mode: PowerMode) -> Device:

@@ -74,8 +74,14 @@ def test_a_key_that_the_target_does_not_take_is_named_with_its_neighbour():
     with open_dict(config):
         config.trainer.max_epoch = 3
         config.model.wide = 1
+        config.model.blocks = "many"
+        config.trainer.gradient_clip_val = "low"
+        config.trainer.limit_val_batches = 0.5
     assert problems(config) == [
+        "model.blocks=many is not a whole number, which lightning_edge.zoo.ByteGPT wants",
         "model.wide is no parameter of lightning_edge.zoo.ByteGPT; did you mean model.width?",
+        "trainer.gradient_clip_val=low is not a whole number or a number, which lightning.Trainer"
+        " wants",
         "trainer.max_epoch is no parameter of lightning.Trainer; did you mean trainer.max_epochs?",
     ]
 

@@ -177,7 +177,7 @@ class TestTable:
         )
         text = summary({"train": pool}, width=140)
         assert "total at least 110 J" in text
-        assert "counted with another rank of this machine" in text
+        assert "the same machine" in text
         assert "last heard before it left" in text
         assert "note: rapl was lost: gone" in text
 
@@ -200,8 +200,8 @@ class TestPicture:
         figure = draw(_pool())
         power, other, bars = figure.axes
         assert list(power.lines[0].get_ydata()) == [60.0 + t for t in range(10)]
-        assert power.get_title(loc="left") == "dev-A: counter"
-        assert other.get_title(loc="left") == "dev-B: MODEL"
+        assert power.get_title(loc="left") == "dev-A: measured (counter)"
+        assert other.get_title(loc="left") == "dev-B: ESTIMATE"
         widths = [patch.get_width() for patch in bars.patches]
         assert widths == pytest.approx([450.0, 100.0, 50.0, 30.0])
         assert [bool(patch.get_hatch()) for patch in bars.patches] == [False, False, False, True]
@@ -219,6 +219,15 @@ class TestPicture:
         figure = draw(pool)
         assert [text.get_text() for text in figure.axes[1].texts] == [" not measured"]
         assert len(figure.axes[1].patches) == 0
+
+    def test_what_another_rank_counts_is_said_and_every_row_is_seen(self) -> None:
+        pool = combine([account(rank, "A", {PACKAGE: 100.0}) for rank in range(3)])
+        bars = draw(pool).axes[-1]
+        words = [" counted with dev-A-0"] * 2
+        assert [text.get_text() for text in bars.texts] == words
+        low, high = sorted(bars.get_ylim())
+        assert low < 0 - 0.3
+        assert high > 2 + 0.3
 
 
 def test_by_provenance_and_power() -> None:

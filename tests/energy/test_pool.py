@@ -83,6 +83,15 @@ def test_who_covered_it_best_counts_it() -> None:
     assert pool.device_energy_j(0) is None
 
 
+def test_who_counts_does_not_change_with_milliseconds() -> None:
+    for first_s, second_s in ((9.99, 10.0), (10.0, 9.99)):
+        accounts = [
+            account(0, "A", {PACKAGE: 100.0}, covered_s=first_s),
+            account(1, "A", {PACKAGE: 100.0}, covered_s=second_s),
+        ]
+        assert list(combine(accounts).owned[0]) == [PACKAGE.id]
+
+
 def test_what_one_rank_sees_inside_anothers_domain_is_not_added() -> None:
     """Rank 0 may read psys; rank 1, in a container, only the package inside it."""
     pool = combine(

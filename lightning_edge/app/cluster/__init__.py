@@ -24,6 +24,7 @@ __all__: list[str] = []
 DEVICE_NAME = "LIGHTNING_EDGE_DEVICE"
 SECRET = "LIGHTNING_EDGE_SECRET"
 INTERFACE = "GLOO_SOCKET_IFNAME"
+THREADS = "OMP_NUM_THREADS"
 PORT = 29610
 KINDS = ("local", "static", "lan")
 
@@ -102,8 +103,8 @@ def environment(config: DictConfig, place: Place) -> dict[str, str]:
         place: As `join` returns it.
     """
     device = config.device
-    threads = device.threads or max(1, (os.cpu_count() or 1) // place.processes)
-    found = {"OMP_NUM_THREADS": str(threads), "LIGHTNING_EDGE_RUN": place.run_id}
+    threads = device.threads or os.environ.get(THREADS) or _cores() // place.processes or 1
+    found = {THREADS: str(threads), "LIGHTNING_EDGE_RUN": place.run_id}
     if "TORCH_CPP_LOG_LEVEL" not in os.environ:
         found["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # it warns of hosts without a name
     if device.name is not None:
@@ -113,6 +114,13 @@ def environment(config: DictConfig, place: Place) -> dict[str, str]:
         # gloo would take what the host's name resolves to, which often is the loopback interface
         found[INTERFACE] = str(interface)
     return found
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def secret_of(file: str | None) -> str:
