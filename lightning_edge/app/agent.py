@@ -23,6 +23,7 @@ from lightning_edge.errors import EdgeError, TransportError, UnsupportedError
 __all__: list[str] = []
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+NO_FILE = "<N/A>"  # torch's word for an error file that was not written
 STOPPING_S = 20  # for processes to end by themselves after a signal
 JOINING_S = 120  # for the agents of all devices, which have agreed to start now
 
@@ -132,7 +133,7 @@ def _worst(failures: Mapping[int, Any]) -> RankError:
     rank = min(failures, key=rank_of)
     failure = failures[rank]
     text = failure.error_file_data.get("message")
-    if not isinstance(text, str):
+    if failure.error_file == NO_FILE or not isinstance(text, str):
         killed = failure.exitcode < 0
         how = failure.signal_name() if killed else f"exit code {failure.exitcode}"
         text = f"rank {rank} ended with {how}"

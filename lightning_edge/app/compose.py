@@ -42,6 +42,7 @@ def with_config(command: str, primary: str, arguments: Sequence[str], job: Job) 
 
     def kept(config: DictConfig) -> None:
         try:
+            _check_complete(config)
             with _full_error(in_full):
                 job(config)
         except Exception as error:  # Hydra would print lines of its own about it
@@ -60,6 +61,13 @@ def with_config(command: str, primary: str, arguments: Sequence[str], job: Job) 
                 raise CommandError("see the lines above", status=2) from None
     if failed:
         raise failed[0]
+
+
+def _check_complete(config: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        words = " ".join(f"{key}=..." for key in missing)
+        raise CommandError(f"{', '.join(missing)} must be set: add {words}", status=2)
 
 
 def is_sweep() -> bool:

@@ -106,7 +106,7 @@ def _switch(host: HostEnv, mode: str) -> str:
     except Unavailable as error:
         modes = list(listed_modes(host).values())
         there = f"there are {', '.join(modes)}" if modes else "this device seems to have none"
-        remedy = error.remedy or f"leave out {KEY}, or set it yourself: sudo nvpmodel -m NUMBER"
+        remedy = error.remedy or f"Leave out {KEY}, or set it yourself: sudo nvpmodel -m NUMBER"
         text = f"{KEY}={mode}: no way to set power modes ({error.reason}); {there}. {remedy}"
         raise CommandError(text) from None
     try:

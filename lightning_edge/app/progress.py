@@ -114,7 +114,7 @@ class Progress(Callback):
         powers_w = head.pop("powers_w")
         names = strategy.device_names
         devices = tuple(
-            DeviceLine(names[rank], stages.get(rank), *spent, powers_w.get(names[rank]))
+            DeviceLine(names[rank], stages.get(rank), *spent, power_w=powers_w.get(names[rank]))
             for rank, spent, _ in told
         )
         self._moment = Moment(**head, devices=devices)

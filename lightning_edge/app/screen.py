@@ -7,6 +7,7 @@ terminal keep what they have to say (`Deferred`).
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import sys
@@ -175,9 +176,11 @@ class Deferred:
         self._before = (sys.stdout, sys.stderr)
         sys.stdout = sys.stderr = self._text
         self._moved = lead_loggers(self._before)
+        atexit.register(self.stop)  # nothing is lost where a process ends without its callbacks
 
     def stop(self) -> None:
         """Say it all."""
+        atexit.unregister(self.stop)
         sys.stdout, sys.stderr = self._before
         give_back(self._moved)
         sys.stderr.write(self._text.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
@@ -39,11 +40,15 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _of_node(path: str, node: Mapping[str, Any]) -> list[str]:
     name = str(node["_target_"])
+    log = logging.getLogger("hydra.utils")
+    quiet, log.disabled = log.disabled, True  # it would say the same in three lines
     try:
         target = get_object(name)
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         return [f"{path}._target_={name} cannot be imported: {reason}"]
+    finally:
+        log.disabled = quiet
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):

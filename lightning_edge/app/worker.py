@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         return int(end.code or 0) if not isinstance(end.code, str) else 1
     except BaseException as error:
         cause = _cause(error)
-        expected = isinstance(cause, EdgeError) and os.environ.get(FULL_ERROR) != "1"
+        expected = _is_users(cause) and os.environ.get(FULL_ERROR) != "1"
         if not (expected or isinstance(cause, PeerError)):
             traceback.print_exception(cause)
         _leave_word(cause)
@@ -59,9 +59,16 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
+def _is_users(error: BaseException) -> bool:
+    """Whether the words of an error say what to change: ours, and Lightning's for its users."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return isinstance(error, (EdgeError, MisconfigurationException))
+
+
 def _leave_word(error: BaseException) -> None:
     file = os.environ.get(ERROR_FILE)
-    ours = isinstance(error, EdgeError)
+    ours = _is_users(error)
     text = str(error) if ours else f"{type(error).__name__}: {error}"
     rank, device = os.environ.get("RANK", "0"), os.environ.get("LIGHTNING_EDGE_DEVICE")
     if not ours and os.environ.get("WORLD_SIZE", "1") != "1":

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_edge.zoo.checks import check_heads, check_sizes
 from lightning_edge.zoo.optimizer import adamw
 
 __all__ = ["ByteGPT"]
@@ -112,6 +113,9 @@ class ByteGPT(L.LightningModule):
         context: Bytes that are seen at once.
         lr: The highest learning rate.
         warmup_steps: Optimizer steps until it is reached.
+
+    Raises:
+        UnsupportedError: Sizes that cannot be.
     """
 
     def __init__(
@@ -125,6 +129,8 @@ class ByteGPT(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_sizes("model", width=width, heads=heads, blocks=blocks, context=context)
+        check_heads(width, heads)
         self.model = GPT(width, heads, blocks, context)
 
     def bits_per_byte(self, batch: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_edge.errors import UnsupportedError
+from lightning_edge.zoo.checks import check_sizes
 from lightning_edge.zoo.optimizer import adamw
 
 __all__ = ["Digits", "DigitsClassifier"]
@@ -28,6 +29,7 @@ class DigitsClassifier(L.LightningModule):
     def __init__(self, channels: int = 32, lr: float = 3e-3, warmup_steps: int = 20) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_sizes("model", channels=channels)
         wide = 2 * channels
         self.model = nn.Sequential(
             nn.Sequential(nn.Conv2d(1, channels, 3, padding=1), nn.ReLU()),
@@ -70,6 +72,7 @@ class Digits(L.LightningDataModule):
 
     def __init__(self, batch_rows: int = 64) -> None:
         super().__init__()
+        check_sizes("data", batch_rows=batch_rows)
         self.batch_rows = batch_rows
 
     def setup(self, stage: str) -> None:

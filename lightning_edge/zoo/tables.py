@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_edge.errors import DataError
+from lightning_edge.zoo.checks import check_sizes
 from lightning_edge.zoo.tokens import local_tokenizer
 
 __all__ = ["LabelledText"]
@@ -32,6 +33,7 @@ class Labelled(L.LightningDataModule):
 
     def __init__(self, tokenizer: str, max_tokens: int, batch_rows: int) -> None:
         super().__init__()
+        check_sizes("data", max_tokens=max_tokens, batch_rows=batch_rows)
         self.tokenizer, self.max_tokens, self.batch_rows = tokenizer, max_tokens, batch_rows
         self.labels: list[str] = []
 

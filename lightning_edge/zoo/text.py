@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_edge.errors import DataError
+from lightning_edge.zoo.checks import check_sizes
 
 __all__ = ["StandardLibrary", "TextFiles"]
 
@@ -33,6 +34,7 @@ class ByteRows(L.LightningDataModule):
 
     def __init__(self, context: int, batch_rows: int, train_bytes: int, val_bytes: int) -> None:
         super().__init__()
+        check_sizes("data", context=context, batch_rows=batch_rows)
         self.context, self.batch_rows = context, batch_rows
         self.train_bytes, self.val_bytes = train_bytes, val_bytes
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_edge.errors import DataError, UnsupportedError
+from lightning_edge.zoo.checks import check_sizes
 
 __all__ = ["TokenFiles"]
 
@@ -42,6 +43,7 @@ class TokenFiles(L.LightningDataModule):
         train_bytes: int = 16_000_000,
     ) -> None:
         super().__init__()
+        check_sizes("data", context=context, batch_rows=batch_rows)
         self.tokenizer, self.folder, self.pattern = tokenizer, folder, pattern
         self.context, self.batch_rows, self.train_bytes = context, batch_rows, train_bytes
 

@@ -36,6 +36,19 @@ from lightning_edge.app.cli import COMMANDS, main
             ["train", "groups.orins.parallelism=data"],
             "lightning-edge train: groups.orins.parallelism is no key here; ",
         ),
+        (
+            ["train", "cluster=static", "data=text_files"],
+            "lightning-edge train: cluster.host, data.folder must be set: add cluster.host=..."
+            " data.folder=...",
+        ),
+        (
+            ["train", "cluster=lan", "cluster.port=http"],
+            "lightning-edge train: cluster.port=http is not a port from 1 up",
+        ),
+        (
+            ["train", "cluster=lan", "cluster.wait_s=long"],
+            "lightning-edge train: cluster.wait_s=long is not a number of seconds above 0",
+        ),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(arguments, sentence, capsys, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -83,6 +84,19 @@ def test_what_only_shows_when_objects_are_made_is_one_sentence(tmp_path):
         " did you mean trainer.max_epochs?"
     )
     assert "Traceback" not in done.err
+
+
+def test_what_lightning_does_not_find_is_one_sentence(tmp_path):
+    done = command("train", *SMALL, "trainer.accelerator=gpu", folder=tmp_path)
+    assert done.status == 1
+    assert done.last == "lightning-edge train: No supported gpu backend found!"
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.skipif(not shutil.which("false"), reason="there is no program false")
+def test_a_script_that_fails_without_a_word_is_named_with_its_status(tmp_path):
+    done = command("run", "--", "false", folder=tmp_path)
+    assert (done.status, done.err) == (1, "lightning-edge run: rank 0 ended with exit code 1\n")
 
 
 @pytest.mark.slow

@@ -71,8 +71,8 @@ def test_a_host_that_does_not_come_is_named_with_what_was_tried(tmp_path):
     (tmp_path / "say.py").write_text(SAY)
     words = [word for word in static(2) if not word.startswith(("cluster.host", "cluster.wait_s"))]
     # An address of documentation (RFC 5737), which nobody has.
-    more = ("cluster.host=192.0.2.1", "cluster.wait_s=2")
+    more = ("cluster.host=203.0.113.1", "cluster.wait_s=2")
     done = command("run", *words, *more, "--", sys.executable, "say.py", folder=tmp_path)
     assert done.status == 1
     assert done.last.startswith("lightning-edge run: waited 2 s (cluster.wait_s) for the host: ")
-    assert "192.0.2.1" in done.last
+    assert "203.0.113.1" in done.last

@@ -11,6 +11,7 @@ import torch
 
 from lightning_edge.errors import DataError, UnsupportedError
 from lightning_edge.zoo import (
+    ByteGPT,
     CausalLM,
     Digits,
     DigitsClassifier,
@@ -145,3 +146,18 @@ def test_a_pretrained_encoder_learns_where_docstrings_come_from(minilm, tmp_path
     trainer = fit(model, data, tmp_path, limit_train_batches=60)
     counts = torch.tensor([number for _, number in data.val_rows]).bincount().float()
     assert trainer.callback_metrics["val_accuracy"] > counts.max() / counts.sum() + 0.2
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: DigitsClassifier(channels=-4), "model.channels=-4 is not a whole number from 1"),
+        (lambda: Digits(batch_rows=0), "data.batch_rows=0 is not a whole number from 1 up"),
+        (lambda: TextFiles("x", context=0, batch_rows=0), "context=0, data.batch_rows=0 are not"),
+        (lambda: ByteGPT(blocks=0), "model.blocks=0 is not"),
+        (lambda: ByteGPT(width=100, heads=6), "set model.width to 96 or 108"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_torch_sees_them(make, sentence):
+    with pytest.raises(UnsupportedError, match=sentence):
+        make()

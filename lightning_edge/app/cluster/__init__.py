@@ -52,8 +52,8 @@ def join(config: DictConfig) -> Place:
         name=str(config.device.name or device_name()),
         devices=devices,
         processes=_count(cluster.processes, "cluster.processes"),
-        port=int(cluster.port),
-        wait_s=float(cluster.wait_s),
+        port=_count(cluster.port, "cluster.port", "port"),
+        wait_s=_seconds(cluster.wait_s, "cluster.wait_s"),
         secret=secret_of(cluster.secret_file),
     )
     own = addresses.own(config.device.interface)
@@ -134,7 +134,13 @@ def secret_of(file: str | None) -> str:
         raise CommandError(text, status=2) from None
 
 
-def _count(value: object, key: str) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise CommandError(f"{key}={value} is not a number of devices from 1 up", status=2)
+def _count(value: object, key: str, what: str = "number of devices") -> int:
+    if not isinstance(value, int) or not 1 <= value < 65536:
+        raise CommandError(f"{key}={value} is not a {what} from 1 up", status=2)
     return value
+
+
+def _seconds(value: object, key: str) -> float:
+    if not isinstance(value, (int, float)) or not value > 0:
+        raise CommandError(f"{key}={value} is not a number of seconds above 0", status=2)
+    return float(value)
