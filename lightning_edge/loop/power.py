@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -31,10 +31,14 @@ class Watts:
 
     Args:
         host: The machine.
+
+    Attributes:
+        meters: What was read, with its machine; ranks with the same one share its watts.
     """
 
     def __init__(self, host: HostEnv | None = None) -> None:
         self.host = host or HostEnv()
+        self.meters: list[str] = [self.host.boot_id]
         self._found: dict[str, float] = {}
         self._provenance = "measured"
         self._meter: EnergyMeter | None = EnergyMeter(host=self.host)
@@ -62,6 +66,7 @@ class Watts:
         if not report.energy_j or report.duration_s <= 0 or report.is_lower_bound:
             return
         self._found[name] = report.energy_j / report.duration_s
+        self.meters = sorted(f"{self.host.boot_id}:{e.domain.id}" for e in report.counted)
         for kind in report.by_provenance:
             self._provenance = _NOT_MEASURED.get(kind, self._provenance)
 
@@ -70,7 +75,7 @@ class Watts:
 
         Args:
             mode: The device's current one.
-            ranks_here: Ranks on this machine; each is given its part.
+            ranks_here: Ranks that read the same meter; each is given its part.
             busy_links: Part of the time in which this device's links were in use.
         """
         idle_w = self._found.get("idle_w")
@@ -92,6 +97,16 @@ class Watts:
         """Give the meter back."""
         if self._meter is not None:
             self._meter.close()
+
+
+def ranks_at(meters: Sequence[str], of_all: Sequence[Sequence[str]]) -> int:
+    """Number of ranks, this one included, that read any meter that this one reads.
+
+    Args:
+        meters: `Watts.meters` of this rank.
+        of_all: Those of all ranks.
+    """
+    return sum(not set(meters).isdisjoint(others) for others in of_all)
 
 
 def check_mode(wanted: str | None, name: str, host: HostEnv | None = None) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_edge.errors import ProfileError
 from lightning_edge.loop import agreement
 from lightning_edge.loop.announce import announce
-from lightning_edge.loop.power import Watts, with_mode
+from lightning_edge.loop.power import Watts, ranks_at, with_mode
 from lightning_edge.plan.participants import Device
 from lightning_edge.plan.profile import Profile
 from lightning_edge.profile.blocks import find_sites
@@ -145,9 +145,9 @@ class Profiler:
             measured = self._all(model)
         finally:
             watts.close()
-        hosts = transport.all_gather(watts.host.boot_id)
+        meters = transport.all_gather(watts.meters)
         busy = min(1.0, 2 / max(transport.world_size, 1))
-        here = hosts.count(watts.host.boot_id)
+        here = ranks_at(watts.meters, meters)
         mode = watts.mode(device.power_mode(), ranks_here=here, busy_links=busy)
         device = replace(
             with_mode(device, mode),
