@@ -30,9 +30,12 @@ SOURCES = (
 )  # fmt: skip
 
 CHILD = """
-import sys, types
-package = sys.modules["lightning_edge"] = types.ModuleType("lightning_edge")
-package.__path__ = ["lightning_edge"]  # energy/ stands alone, without the seconds of torch
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location(
+    "lightning_edge", "lightning_edge/__init__.py", submodule_search_locations=["lightning_edge"]
+)
+# Not executed: energy/ stands alone, without the seconds of torch.
+sys.modules["lightning_edge"] = importlib.util.module_from_spec(spec)
 sys.path.insert(0, "")
 from benchmarks.energy_cost import measure
 measure(sys.argv[1], sys.argv[2], float(sys.argv[3]))
