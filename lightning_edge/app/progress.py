@@ -113,10 +113,12 @@ class Progress(Callback):
         head = dict(told[0][2])
         powers_w = head.pop("powers_w")
         names = strategy.device_names
-        devices = tuple(
-            DeviceLine(names[rank], stages.get(rank), *spent, power_w=powers_w.get(names[rank]))
-            for rank, spent, _ in told
-        )
+        devices = []
+        for rank, spent, _ in told:
+            speed, computes, waits, sends = spent
+            power_w = powers_w.get(names[rank])
+            stage = stages.get(rank)
+            devices.append(DeviceLine(names[rank], stage, speed, computes, waits, sends, power_w))
         self._moment = Moment(**head, devices=devices)
 
     def _head(self, trainer: L.Trainer) -> dict[str, Any]:
