@@ -131,7 +131,10 @@ def _no_such_rank(rank: int, world_size: int) -> str:
 def _not_a_cut_point(start: str, modules: Sequence[str]) -> str:
     text = f"{shown(start)} is not a cut point"
     if not modules:
-        return f"{text}: this model has none, so only a plan of one stage can run it"
+        return (
+            f"{text}: this model has none, so only a plan of one stage can run it (stages begin at"
+            f" modules that run once in a step: a model that is called twice has none)"
+        )
     nearest = get_close_matches(start, modules, n=1, cutoff=0.0)[0]
     span = f"the model has {len(modules)}, from {shown(modules[0])} to {shown(modules[-1])}"
     return f"{text}; nearest: {shown(nearest)} ({span})"

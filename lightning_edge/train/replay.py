@@ -38,6 +38,7 @@ from lightning_edge.train.values import Arrival, Value
 
 __all__: list[str] = []
 
+_NO_GRAPH = "appears to not have been used in the graph"  # torch.autograd.grad in a step
 _MIXED = "convert all Tensors to FakeTensors"  # torch's words when real and fake tensors meet
 
 
@@ -323,6 +324,12 @@ class Replay:
     def _explained(self, error: Exception) -> Exception:
         if self.entry is not None and _MIXED in str(error):
             return SplitError(f"{_beside(self.entry, None)} It is used in {_line_of(error)}.")
+        if self.entry is not None and _NO_GRAPH in str(error):
+            return UnsupportedError(
+                f"a gradient was asked for with respect to a value in front of {self.entry!r},"
+                f" where this device's stage begins; each device has the graph of its own stage"
+                f" only: {_line_of(error)}. Use a plan of one stage, whose devices share the rows."
+            )
         return error
 
     def _check_passed(self, micro_batch: MicroBatch) -> None:

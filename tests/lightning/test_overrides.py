@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_edge.errors import EdgeError
-from tests.lightning.both import PLANS, TWO, Run, both
+from tests.lightning.both import PLANS, REPLICAS, TWO, Run, both
 from tests.lightning.nets import WIDTH, Losses, Net, metrics, train_loader, val_loader, weights
 
 pytestmark = pytest.mark.multiproc
@@ -98,19 +99,46 @@ def test_hooks_of_a_user_who_does_it_himself(pool, tmp_path, plan, accumulate):
     assert len(one["losses"]) == 2 + 4 + 4
 
 
+class Smooth(Net):
+    """A penalty on the gradient with respect to the inputs."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x = batch[0].requires_grad_()
+        logits = self(x)
+        (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        return F.cross_entropy(logits, batch[1]) + 0.1 * slope.square().sum(1).mean()
+
+
+def smoothed(run: Run) -> Any:
+    seen, module = Losses(), Smooth()
+    trainer = run.trainer(callbacks=[seen], limit_val_batches=0)
+    trainer.fit(module, train_loader())
+    return seen.train, weights(module)
+
+
+def test_gradients_in_the_step_work_on_one_stage(pool, tmp_path):
+    both(pool, tmp_path, smoothed, plan={**REPLICAS, "micro_batches": 2})
+
+
 class Infers(Net):
     def on_train_epoch_end(self) -> None:
         self.log("example", self(torch.ones(2, WIDTH)).sum())
 
 
-def infers_rank(rank: int, world_size: int, folder: str) -> str:
+def refused_rank(rank: int, world_size: int, kind: type[Net], folder: str) -> str:
     trainer = Run(TWO, Path(folder), rank).trainer(limit_val_batches=0)
     with pytest.raises(EdgeError) as caught:
-        trainer.fit(Infers(), train_loader())
+        trainer.fit(kind(), train_loader())
     return str(caught.value)
 
 
 def test_the_model_runs_in_steps_only(pool, tmp_path):
-    for text in pool.run(infers_rank, 2, str(tmp_path)):
+    for text in pool.run(refused_rank, 2, Infers, str(tmp_path)):
         assert "self.log('example') in on_train_epoch_end" in text
         assert "runs in steps only" in text
+
+
+def test_gradients_across_a_cut_are_refused(pool, tmp_path):
+    for text in pool.run(refused_rank, 2, Smooth, str(tmp_path)):
+        assert "with respect to a value in front of 'blocks.1'" in text
+        assert "a plan of one stage" in text
