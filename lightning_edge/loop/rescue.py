@@ -144,6 +144,10 @@ class Rescue:
 
     # ---- word to and from the others ----
 
+    def _is_whole(self, found: dict[int, Kept | None], step: int) -> bool:
+        ranks = [rank for rank, k in found.items() if k is not None and k.folder and k.step == step]
+        return not parts.lost(self._origin().holders, ranks)
+
     def _say(self, text: str) -> None:
         self._transport.leave_word(f"kept/{self._transport.rank}", text)
 
@@ -159,7 +163,7 @@ class Rescue:
                 if found.get(other) is None:
                     heard, text = self._transport.read_word(f"kept/{other}")
                     if not heard:
-                        return None
+                        return found if self._is_whole(found, own.step) else None
                     if text is not None:
                         found[other] = _kept(text)
             waited_s = time.monotonic() - begin_s

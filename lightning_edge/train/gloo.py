@@ -42,7 +42,7 @@ class Mesh:
     def __init__(self, store: Store, name: str, rank: int, size: int, timeout: timedelta) -> None:
         from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo
 
-        self.rank, self.size = rank, size
+        self.rank, self.size, self._sums = rank, size, False
         self.group: Any = ProcessGroupGloo(PrefixStore(name, store), rank, size, timeout)
 
     def send(self, data: Tensor, peer: int, tag: int) -> Work:
@@ -63,6 +63,7 @@ class Mesh:
 
         options = AllreduceOptions()
         options.reduceOp = ReduceOp(ReduceOp.MAX if largest else ReduceOp.SUM)
+        self._sums = True
         options.timeout = FOREVER  # a wait states its own; this one would count from the start
         return cast("Work", self.group.allreduce([data], options))
 
@@ -78,8 +79,9 @@ class Mesh:
                 work.wait(timedelta(milliseconds=1))
 
     def abandon(self) -> None:
-        """Never destroy the group, which would wait for sums that nothing can end any more."""
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.group))
+        """Let go of a broken group; destroying it might wait for sums that nothing can end."""
+        if self._sums:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.group))
 
 
 def cut_here(error: RuntimeError) -> bool:
