@@ -307,7 +307,8 @@ def _cell(outcomes: Sequence[Outcome]) -> str:
     if not outcomes:
         return "-"
     passed = sum(not one.problem for one in outcomes)
-    known_s = [one.seconds for one in outcomes if one.seconds is not None]
+    ended = [one for one in outcomes if one.case.fault not in HARMLESS]
+    known_s = [one.seconds for one in ended if one.seconds is not None]
     text = f"{passed} of {len(outcomes)}"
     if known_s:
         text += f": {statistics.median(known_s):.2f} s (at most {max(known_s):.2f})"
