@@ -28,6 +28,7 @@ from lightning_edge.loop.planning import Case, decide, profiler_callback
 from lightning_edge.loop.records import Recorder
 from lightning_edge.loop.refusals import refuse, warn_of_partial_norms
 from lightning_edge.loop.run import Run
+from lightning_edge.loop.statistics import warn_of_statistics
 from lightning_edge.loop.transfer import BatchTransfer
 from lightning_edge.plan.profile import Profile
 from lightning_edge.profile.refine import Paces, refined
@@ -123,6 +124,7 @@ def set_up(strategy: EdgeCollabStrategy, trainer: pl.Trainer, options: Options) 
         strategy.building.origin,
     )
     strategy.building.placed()
+    warn_of_statistics(probe, stage)
     return RunParts(strategy, trainer, options, stage, feed, seed, probe.weighted)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -22,10 +23,12 @@ __all__: list[str] = []
 
 # every device can afford smaller tensors: they are real wherever code may ask for their values
 SMALL_ENTRIES = 1 << 14
+_HOOKS = "_hooks_of_the_real_one"
 
 
 def fake_mode(lenient: bool = False) -> PlaceholderMode:
     """Make the mode that all placeholders of a module belong to; see `PlaceholderMode`."""
+    _attributes_of_fakes()  # looked at while no other mode is entered
     return PlaceholderMode(lenient)
 
 
@@ -39,7 +42,34 @@ def is_fake(value: object) -> bool:
 def placeholder_like(tensor: Tensor, mode: FakeTensorMode) -> nn.Parameter:
     """A parameter without memory that answers like `tensor`: shape, dtype, device."""
     fake = mode.from_tensor(tensor.detach())
-    return nn.Parameter(cast(Tensor, fake), requires_grad=tensor.requires_grad)
+    return like(nn.Parameter(cast(Tensor, fake), requires_grad=tensor.requires_grad), tensor)
+
+
+def like(new: nn.Parameter, old: Tensor) -> nn.Parameter:
+    """Give a parameter that takes the place of another one its attributes and hooks.
+
+    Users mark parameters (`p.no_decay = True`) and change gradients in hooks. A placeholder has no
+    gradients; it keeps the hooks for who takes its place.
+    """
+    hooks = [("register_hook", h) for h in (old._backward_hooks or {}).values()]
+    later = getattr(old, "_post_accumulate_grad_hooks", None) or {}
+    hooks += [("register_post_accumulate_grad_hook", h) for h in later.values()]
+    kept = vars(old)
+    hooks += kept.get(_HOOKS, [])
+    vars(new).update({k: v for k, v in kept.items() if k not in (_HOOKS, *_attributes_of_fakes())})
+    if new.requires_grad and not is_fake(new):
+        for register, hook in hooks:
+            getattr(new, register)(hook)
+    elif hooks:
+        vars(new)[_HOOKS] = hooks
+    return new
+
+
+@cache
+def _attributes_of_fakes() -> frozenset[str]:
+    """What torch itself keeps in the attributes of a placeholder."""
+    bare = nn.Parameter(cast(Tensor, FakeTensorMode().from_tensor(torch.empty(1))))
+    return frozenset(vars(bare))
 
 
 def parameter_sites(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -80,7 +110,7 @@ def materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     empty = torch.empty_strided(
         parameter.size(), parameter.stride(), dtype=parameter.dtype, device=device
     )
-    return nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    return like(nn.Parameter(empty, requires_grad=parameter.requires_grad), parameter)
 
 
 def eager() -> AbstractContextManager[Any]:
@@ -112,7 +142,9 @@ def convertible() -> Iterator[None]:
                     with torch.no_grad():
                         made = fn(fake)
                     same = made is fake
-                    new[id(fake)] = fake if same else nn.Parameter(made, fake.requires_grad)
+                    new[id(fake)] = (
+                        fake if same else like(nn.Parameter(made, fake.requires_grad), fake)
+                    )
                 owner._parameters[key] = new[id(fake)]
 
     nn.Module._apply = _apply  # type: ignore[method-assign]

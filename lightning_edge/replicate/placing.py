@@ -21,11 +21,19 @@ from lightning_edge.replicate import placeholder
 from lightning_edge.replicate.deferred import Deferred
 from lightning_edge.replicate.placeholder import (
     is_fake,
+    like,
+    materialize,
     parameter_sites,
     placeholder_like,
     swap_parameters,
 )
-from lightning_edge.replicate.state import Exchange, hold_together, spread_initial
+from lightning_edge.replicate.state import (
+    Exchange,
+    checksum,
+    hold_together,
+    spread_initial,
+    whole_again,
+)
 
 __all__: list[str] = []
 
@@ -55,9 +63,30 @@ def is_spread(module: nn.Module) -> bool:
     return module in _SPREAD
 
 
-def leave_spread(module: nn.Module, holders: Holders) -> None:
-    """Remember who holds what at the end of a run, for the next one."""
-    _SPREAD[module] = holders
+def hand_back(
+    module: nn.Module, holders: Holders, exchange: Exchange, device: torch.device, in_parts: bool
+) -> None:
+    """Give every rank the whole module at the end of a run; only buffers if it stays in parts."""
+    if in_parts:
+        _SPREAD[module] = holders  # for the next run
+        names = _unlike_buffers(module, exchange)
+    else:
+        names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    fakes = {n: parameter for n, parameter in module.named_parameters() if is_fake(parameter)}
+
+    def real(name: str) -> None:
+        fake = fakes.get(name)
+        if fake is not None:
+            new = materialize(fake, device)
+            swap_parameters(module, lambda _, p: new if p is fake else None)
+
+    whole_again(module, names, holders, exchange, real)
+
+
+def _unlike_buffers(module: nn.Module, exchange: Exchange) -> list[str]:
+    own = {n: None if is_fake(b) else checksum(b) for n, b in module.named_buffers()}
+    everyone = exchange.all_gather(own)
+    return [name for name, number in own.items() if any(o[name] != number for o in everyone)]
 
 
 def place(
@@ -169,6 +198,6 @@ class _Placing:
         self._put(parameter, own.copy_(value))
 
     def _put(self, parameter: nn.Parameter, value: Tensor) -> None:
-        new = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        new = like(nn.Parameter(value, requires_grad=parameter.requires_grad), parameter)
         for owner, key in self._sites[id(parameter)]:
             setattr(owner, key, new)

@@ -18,16 +18,21 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
+from lightning_edge.errors import UnsupportedError
 from lightning_edge.replicate.adding import Growth, Kind
+from lightning_edge.replicate.bonds import Bonds
 from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.sites import Site
 from lightning_edge.replicate.trace import Seen, Trace, paths_and_leaves, run_step
 
 __all__: list[str] = []
+
+Runs: TypeAlias = "tuple[Trace, Trace]"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class Leaf:
         requires_grad: Whether a gradient goes back through it.
         itemsize: Bytes of an entry.
         floating: Whether it has a floating dtype.
+        over_rows: Whether it has no rows, but depends on those of the batch: a mean over them.
+        apart: Whether it has several entries for each row that may not follow one another.
+        created: The position it was made at; -1 if it came into the step.
     """
 
     path: str
@@ -54,6 +62,9 @@ class Leaf:
     requires_grad: bool
     itemsize: int = 4
     floating: bool = True
+    over_rows: bool = False
+    apart: bool = False
+    created: int = -1
 
     def bytes_of(self, rows: int) -> int:
         """Its bytes for a number of rows."""
@@ -83,6 +94,7 @@ class Value:
         made_in: The module whose code made it ("" is the step itself).
         uses: Later positions it was used at, each with the module whose code used it.
         passed_to: Modules that were given it as an argument.
+        memory: The same number for tensors that share their memory.
     """
 
     leaf: Leaf
@@ -91,6 +103,7 @@ class Value:
     made_in: str
     uses: tuple[tuple[int, str], ...]
     passed_to: frozenset[str]
+    memory: int = 0
 
     @property
     def last_use(self) -> int:
@@ -114,6 +127,7 @@ class Probe:
         loss: Whether the step's result is a mean over rows or adds up over them.
         adding: Names of logged values that add up over rows.
         results: Where in what the step returns numbers stand that do, for instance `['hits']`.
+        bonds: What a cut may not part.
         failure: What the user's code raised on data-less tensors behind the last call, if it did.
     """
 
@@ -127,6 +141,7 @@ class Probe:
     loss: Kind = "mean"
     adding: frozenset[str] = frozenset()
     results: frozenset[str] = frozenset()
+    bonds: Bonds = Bonds()
     failure: str | None = None
 
     def once(self) -> dict[str, Call]:
@@ -156,8 +171,13 @@ def probe_step(
 
     Returns:
         The probe; parameter names are those of `module.named_parameters()`.
+
+    Raises:
+        UnsupportedError: When parts of the module cannot be run on placeholders.
     """
-    first, second = (run_step(module, step, batch, context) for batch in batches)
+    _refuse_parts(module)
+    runs: Runs = tuple(run_step(module, step, batch, context) for batch in batches)  # type: ignore[assignment]
+    first, second = runs
     calls = []
     for position, (name, leaves) in enumerate(first.calls):
         other = dict(second.calls[position][1]) if position < len(second.calls) else {}
@@ -165,11 +185,11 @@ def probe_step(
             Call(
                 name,
                 position,
-                tuple(_leaf(path, leaf, other.get(path), rows) for path, leaf in leaves),
+                tuple(_leaf(path, leaf, other.get(path), rows, runs) for path, leaf in leaves),
             )
         )
     others = {seen.sites[0].name: seen.tensor for seen in second.values.values() if seen.sites}
-    values = tuple(_value(seen, others, rows) for seen in first.values.values() if seen.uses)
+    values = tuple(_value(seen, others, rows, runs) for seen in first.values.values() if seen.uses)
     weighted = isinstance(first.output, Mapping) and "loss_weight" in first.output
     growth = Growth(first.operations, second.operations, rows)
     losses = [_loss(trace) for trace in (first, second)]
@@ -184,6 +204,7 @@ def probe_step(
         loss=growth.kind(*losses),
         adding=growth.logs(),
         results=growth.adding(*(_results(trace) for trace in (first, second))),
+        bonds=first.found,
         failure=first.failure,
     )
 
@@ -200,21 +221,46 @@ def _results(trace: Trace) -> dict[str, Any]:
     return {path: trace.operations.of(leaf) for path, leaf in leaves.items()}
 
 
-def _value(seen: Seen, others: Mapping[str, Tensor], rows: tuple[int, int]) -> Value:
+def _refuse_parts(module: nn.Module) -> None:
+    problems = [
+        f"{name!r} is compiled by torch.jit, whose weights cannot be on another device: use the "
+        f"module that it was made from"
+        for name, child in module.named_modules()
+        if isinstance(child, torch.jit.ScriptModule) and next(child.parameters(), None) is not None
+    ]
+    problems += [
+        f"{name!r} is a lazy parameter without a shape: run the model once on a batch before "
+        f"training (in __init__ or configure_model)"
+        for name, parameter in module.named_parameters()
+        if isinstance(parameter, nn.parameter.UninitializedParameter)
+    ]
+    if problems:
+        raise UnsupportedError("; ".join(problems))
+
+
+def _value(seen: Seen, others: Mapping[str, Tensor], rows: tuple[int, int], runs: Runs) -> Value:
     name = seen.sites[0].name if seen.sites else ""
     return Value(
-        _leaf(name, seen.tensor, others.get(name), rows),
+        _leaf(name, seen.tensor, others.get(name), rows, runs),
         tuple(seen.sites),
         seen.created - 1,
         seen.made_in,
         tuple((position - 1, module) for position, module in dict.fromkeys(seen.uses)),
         frozenset(seen.passed_to),
+        _memory(seen.tensor),
     )
 
 
-def _leaf(path: str, leaf: Tensor, other: Tensor | None, rows: tuple[int, int]) -> Leaf:
+def _memory(tensor: Tensor) -> int:
+    if tensor.layout != torch.strided:
+        return id(tensor)
+    number: int = tensor.untyped_storage()._cdata
+    return number
+
+
+def _leaf(path: str, leaf: Tensor, other: Tensor | None, rows: tuple[int, int], runs: Runs) -> Leaf:
     row_dim, per_row = _rows(leaf, other, rows)
-    shape = tuple(leaf.shape)
+    shape, known = tuple(leaf.shape), runs[0].values.get(id(leaf))
     return Leaf(
         path,
         is_fake(leaf),
@@ -224,6 +270,9 @@ def _leaf(path: str, leaf: Tensor, other: Tensor | None, rows: tuple[int, int]) 
         leaf.requires_grad,
         leaf.element_size(),
         leaf.is_floating_point(),
+        row_dim is None and runs[0].rows.from_batch(leaf),
+        per_row > 1 and runs[0].rows.apart(leaf, runs[1].rows),
+        known.created - 1 if known is not None else -1,
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -135,7 +136,7 @@ def follow_calls(
         return lambda _, args, output: left(name, output)
 
     for name, child in module.named_modules():
-        if name:
+        if name and not isinstance(child, torch.jit.ScriptModule):  # those know no hooks
             handles.append(
                 child.register_forward_pre_hook(before(name), with_kwargs=True, prepend=True)
             )

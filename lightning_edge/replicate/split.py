@@ -68,6 +68,13 @@ def lost(probe: Probe, name: str) -> tuple[Value, ...]:
     return tuple(value for value in beside(probe, name) if not value.leaf.path)
 
 
+def parted(probe: Probe, name: str) -> list[str]:
+    """What may not be parted and would be if a stage began at a module, as sentences."""
+    position = probe.once()[name].position
+    crossing = [(value.memory, value.made_in) for value in across(probe, name)]
+    return list(probe.bonds.parted(name, position, probe.touches, crossing))
+
+
 def reused(probe: Probe, name: str) -> bool:
     """Whether code behind a cut uses an argument of the cut module again by itself."""
     position = probe.once()[name].position
@@ -95,6 +102,7 @@ def cuts(probe: Probe, module: nn.Module, blocks_only: bool = False) -> tuple[Cu
         call
         for name, call in probe.once().items()
         if not lost(probe, name)
+        and not parted(probe, name)
         and (any(leaf.fake for leaf in call.leaves) or carried(probe, name))
     ]
     if blocks_only:
@@ -180,7 +188,11 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
             problems.append(f"start: {start!r} is not a module of {type(module).__name__}{hint}")
         elif start not in once:
             times = sum(call.name == start for call in probe.calls)
-            why = f" (the step ended early: {probe.failure})" if probe.failure and not times else ""
+            why = ""
+            if not times:
+                why = " (is it called, as `module(x)`?)"
+                if probe.failure:
+                    why = f" (the step ended early: {probe.failure})"
             problems.append(
                 f"start: {start!r} runs {times} times in a step; a stage can begin only at a "
                 f"module that runs once{why}{hint}"
@@ -196,6 +208,9 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
                 f"a scripted one) hides it from other devices. Make it in a module of its own, or "
                 f"cut elsewhere{hint}"
             )
+        elif parted(probe, start):
+            why = "; and ".join(parted(probe, start))
+            problems.append(f"start: {start!r} cannot begin a stage: {why}{hint}")
         else:
             problems.append(
                 f"start: {start!r} is given no tensor that depends on a parameter: nothing "
@@ -207,6 +222,58 @@ def check_starts(probe: Probe, module: nn.Module, starts: Sequence[str]) -> None
         problems.append(f"starts are out of order: they run as {', '.join(order)}")
     if problems:
         raise SplitError("\n".join(problems))
+
+
+def check_replicas(probe: Probe, starts: Sequence[str], devices: Sequence[int]) -> None:
+    """Raise when several devices would each have another value of what crosses as one.
+
+    Args:
+        probe: Of the step.
+        starts: The modules at which stages 1, 2, ... begin.
+        devices: Numbers of devices of all stages.
+
+    Raises:
+        SplitError: Naming each such value and the stage that has to be one device.
+    """
+    positions = [probe.once()[start].position for start in starts]
+    problems = []
+    for stage, start in enumerate(starts, 1):
+        for leaf in (*crossing(probe, start), *(value.leaf for value in carried(probe, start))):
+            maker = bisect_right(positions, leaf.created) if leaf.created >= 0 else stage - 1
+            if leaf.row_dim is None and leaf.over_rows and devices[maker] > 1:
+                problems.append(
+                    f"the value {leaf.path} of shape {list(leaf.shape)}, which crosses {start!r}, "
+                    f"is computed over all rows of a batch (a mean, an auxiliary loss) in stage "
+                    f"{maker}, whose {devices[maker]} devices have some of the rows each. Give "
+                    f"that stage one device, or keep one value per row until behind the cut"
+                )
+            if leaf.apart and max(devices[stage - 1 : stage + 1]) > 1:
+                problems.append(
+                    f"the value {leaf.path} of shape {list(leaf.shape)}, which crosses {start!r}, "
+                    f"has {leaf.per_row} entries for each row of the batch that lie apart (it was "
+                    f"put together by cat or repeat, or time comes first): its rows cannot be "
+                    f"divided among devices. Give the stages on both sides one device each, or "
+                    f"let a row's entries follow one another: [rows, n, ...].flatten(0, 1)"
+                )
+    if problems:
+        raise SplitError("\n".join(problems))
+
+
+def changing(probe: Probe, starts: Sequence[str], devices: Sequence[int]) -> list[str]:
+    """Buffers and attributes that are changed by what several devices of a stage compute."""
+    positions = [probe.once()[start].position for start in starts]
+    return [
+        name
+        for name, changes in probe.bonds.changes.items()
+        if any(not c.plain and devices[bisect_right(positions, c.position)] > 1 for c in changes)
+    ]
+
+
+def first_names(module: nn.Module, names: Sequence[str]) -> list[str]:
+    """The names under which modules are known, where they are registered at several places."""
+    known = {id(child): name for name, child in module.named_modules()}
+    places = dict(module.named_modules(remove_duplicate=False))
+    return [known[id(places[name])] if name in places else name for name in names]
 
 
 def _nearest(probe: Probe, legal: Sequence[str], start: str) -> str:

@@ -142,19 +142,21 @@ def hold_together(
 @torch.no_grad()
 def whole_again(
     module: nn.Module,
+    names: Sequence[str],
     holders: Mapping[str, tuple[int, ...]],
     exchange: Exchange,
     materialize: Callable[[str], None],
 ) -> None:
-    """Give every rank the values of all parameters and buffers, from their first holders.
+    """Give every rank the values of parameters and buffers, from their first holders.
 
     Args:
         module: With placeholders.
+        names: Of those.
         holders: By name the ranks that hold it.
         exchange: Connects the ranks.
         materialize: Makes a real parameter of a placeholder, by name, in the module.
     """
-    for name in list(named_tensors(module)):
+    for name in names:
         first = holders[name][0]
         if exchange.rank == first:
             tensor = _get(module, name)
@@ -164,7 +166,12 @@ def whole_again(
         elif exchange.rank not in holders[name]:
             received = exchange.receive_tensor(first)
             materialize(name)
-            _get(module, name).copy_(received)
+            mine = _get(module, name)
+            if is_fake(mine) or mine.shape != received.shape:  # a buffer that steps replace
+                owner, _, key = name.rpartition(".")
+                module.get_submodule(owner)._buffers[key] = received.to(mine.device)
+            else:
+                mine.copy_(received)
 
 
 def _get(module: nn.Module, name: str) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from lightning_edge.replicate.adding import Operations
+from lightning_edge.replicate.bonds import Bonds, BondsWatch
 from lightning_edge.replicate.placeholder import (
     eager,
     fake_mode,
@@ -24,8 +26,10 @@ from lightning_edge.replicate.placeholder import (
     swap_parameters,
 )
 from lightning_edge.replicate.randomness import host_states, kept
+from lightning_edge.replicate.rows import RowsWatch
 from lightning_edge.replicate.sites import Site, Whereabouts, follow_calls, numbered
 from lightning_edge.replicate.snapshot import untouched
+from lightning_edge.replicate.told import told
 from lightning_edge.replicate.trial import Trials
 
 __all__: list[str] = []
@@ -86,6 +90,9 @@ class Seen:
 class Trace:
     """What one run of the step wrote down; positions count the calls made before."""
 
+    bonds: BondsWatch
+    rows: RowsWatch
+    found: Bonds = Bonds()
     calls: list[tuple[str, list[tuple[str, Tensor]]]] = field(default_factory=list)
     where: Whereabouts = field(default_factory=Whereabouts)
     touches: dict[str, list[int]] = field(default_factory=dict)
@@ -117,6 +124,14 @@ class Trace:
             seen = self.values.get(id(leaf))
             if seen is not None and position > seen.created:
                 seen.uses.append((position, who))
+
+    def made_at(self, tensor: Tensor, names: Mapping[int, str]) -> int:
+        """The position a result was made at; that of its first use for a parameter."""
+        if id(tensor) in self.values:
+            return self.values[id(tensor)].created
+        if id(tensor) in names:
+            return min(self.touches.get(names[id(tensor)], [self.position]))
+        return self.position if is_fake(tensor) else 0
 
     def touch(self, name: str) -> None:
         """A parameter or buffer is used."""
@@ -160,12 +175,13 @@ def _run(
     context: Callable[[], AbstractContextManager[Any]],
     trials: frozenset[str],
 ) -> Trace:
-    trace = Trace(trials=trials)
     mode = fake_mode(lenient=True)
     with untouched(module), kept(seed=0), ExitStack() as stack:
         fakes = swap_parameters(module, lambda _, parameter: placeholder_like(parameter, mode))
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        names.update({id(buffer): name for name, buffer in module.named_buffers()})
+        bonds = BondsWatch(module)
+        named = {**bonds.tensors, **dict(module.named_buffers()), **dict(module.named_parameters())}
+        names = {id(tensor): name for name, tensor in named.items()}
+        trace = Trace(bonds, RowsWatch(named.values()), trials=trials)
         for handle in follow_calls(module, _entered(trace, names), _left(trace, names)):
             stack.callback(handle.remove)
         trace.operations = Operations(lambda tensor: id(tensor) in names, is_fake)
@@ -187,7 +203,8 @@ def _run(
         except (
             Exception
         ) as error:  # code behind the model may want numbers; what counts ran before it
-            trace.failure = f"{type(error).__name__}: {error}"
+            trace.failure = told(error)
+        trace.found = bonds.found()
         if host_states() != before:
             trace.draws.add("")  # Python's or NumPy's stream, whoever drew
         del fakes
@@ -228,6 +245,7 @@ def _tried(trace: Trace, module: nn.Module, name: str) -> None:
         seen.uses = [use for use in seen.uses if use[0] <= start]
         if seen.created > start:
             del trace.values[key]
+    trace.bonds.end_at(start)
     for inner, _ in module.get_submodule(name).named_parameters(name):
         trace.touch(inner)
 
@@ -276,6 +294,10 @@ class _Watch(TorchFunctionMode):
                 value = trace.values.get(id(leaf))
                 if value is not None and position > value.created:
                     value.uses.append((position, trace.where.module))
+        if func is torch.autograd.grad:
+            inputs = args[1] if len(args) > 1 else kwargs.get("inputs")
+            made_at = partial(trace.made_at, names=self._names)
+            trace.bonds.gradient(inputs, made_at, position, trace.where.module)
         site = trace.where.function(func)
         trace.operations.inside = getattr(func, "__name__", "")
         out = func(*args, **kwargs)
@@ -299,12 +321,14 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func, args, kwargs
         ):
             trace.draws.add(trace.where.module)
+        trace.bonds.operation(func, args, kwargs, trace.position, trace.where.module)
         try:
             out = func(*args, **kwargs)
         except Exception:  # it needs data, or nobody taught it to do without
             trace.stuck_in = trace.where.module
             raise
         trace.operations.note(func, args, kwargs, out)
+        trace.rows.operation(func, args, kwargs, out)
         count = _FLOPS.get(func.overloadpacket)
         if count is not None:
             made = trace.flops.get(trace.position, 0)

@@ -51,7 +51,8 @@ class Edges:
         """Send micro-batch `m`'s outputs to the devices of the next stage with its rows."""
         first, _ = self._layout.mine(self._rank, m)
         overlaps = self._layout.overlaps(self._rank, m, self._stage + 1)
-        _refuse_unknown_rows(values, len(overlaps))
+        senders = max(len(self._layout.overlaps(p, m, self._stage)) for p, _, _ in overlaps)
+        _refuse_unknown_rows(values, max(len(overlaps), senders))
         for peer, low, high in overlaps:
             sent = [v for v in values if v.row_dim is not None or self._is_first(peer, m)]
             message = Message(
@@ -158,9 +159,9 @@ def _assemble(value: Value, parts: Sequence[tuple[int, int, Tensor]]) -> Tensor:
     return gradient
 
 
-def _refuse_unknown_rows(values: Sequence[Value], receivers: int) -> None:
+def _refuse_unknown_rows(values: Sequence[Value], devices: int) -> None:
     unknown = [value.name for value in values if value.per_row < 0]
-    if unknown and receivers > 1:
+    if unknown and devices > 1:
         raise SplitError(
             f"the values {', '.join(unknown)} that cross this cut depend on the batch's rows in "
             f"a way that cannot be cut "

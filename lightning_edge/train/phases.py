@@ -20,6 +20,7 @@ from lightning_edge.replicate.placeholder import is_fake
 from lightning_edge.replicate.probe import Probe, Value, probe_step
 from lightning_edge.replicate.split import (
     carried,
+    check_replicas,
     check_starts,
     crossing,
     cuts,
@@ -127,10 +128,14 @@ class Phases:
         module: With placeholders.
         starts: The modules at which stages 1, 2, ... begin.
         stage: This device's.
+        devices: Numbers of devices of all stages.
     """
 
-    def __init__(self, module: nn.Module, starts: Sequence[str], stage: int) -> None:
+    def __init__(
+        self, module: nn.Module, starts: Sequence[str], stage: int, devices: Sequence[int]
+    ) -> None:
         self._module, self._starts, self._stage = module, tuple(starts), stage
+        self._devices = tuple(devices)
         self._probes: dict[Any, Probe] = {}
         self._phases: dict[Any, Phase] = {}
 
@@ -154,6 +159,7 @@ class Phases:
         if key not in self._phases:
             probe = probe_batch(self._module, step, batch.cut, batch.own, context)
             check_starts(probe, self._module, self._starts)
+            check_replicas(probe, self._starts, self._devices)
             self._check_held(kind, probe)
             self._know(key, probe)
         return self._phases[key], self._probes[key]

@@ -16,22 +16,21 @@ the module is rewritten.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_edge.errors import SplitError, UnsupportedError
+from lightning_edge.errors import EdgeError, SplitError, UnsupportedError
 from lightning_edge.replicate.mode import PlaceholderMode
 from lightning_edge.replicate.placeholder import eager, is_fake
 from lightning_edge.replicate.probe import Leaf
 from lightning_edge.replicate.randomness import mix, seed_all
+from lightning_edge.replicate.told import line_of
 from lightning_edge.replicate.trace import paths_and_leaves
 from lightning_edge.train.carry import Carry, Substitutes, received
 from lightning_edge.train.values import Arrival, Value
@@ -40,6 +39,7 @@ __all__: list[str] = []
 
 _NO_GRAPH = "appears to not have been used in the graph"  # torch.autograd.grad in a step
 _MIXED = "convert all Tensors to FakeTensors"  # torch's words when real and fake tensors meet
+_PARAMETER = "Parameter(FakeTensor("  # as it shows a placeholder among them
 
 
 class StageExit(BaseException):
@@ -126,7 +126,10 @@ class Replay:
         for name, hook in ((entry, self._enter), (exit, self._leave)):
             if name is not None:
                 target = module.get_submodule(name)
-                self._handles.append(target.register_forward_pre_hook(hook, with_kwargs=True))
+                # in front of the user's hooks: those belong to the stage that begins here
+                self._handles.append(
+                    target.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+                )
 
     def start(
         self,
@@ -322,15 +325,24 @@ class Replay:
         return Value(known.path, tensor, row_dim, per_row, needs_grad)
 
     def _explained(self, error: Exception) -> Exception:
-        if self.entry is not None and _MIXED in str(error):
-            return SplitError(f"{_beside(self.entry, None)} It is used in {_line_of(error)}.")
+        if isinstance(error, EdgeError):
+            return error
         if self.entry is not None and _NO_GRAPH in str(error):
             return UnsupportedError(
                 f"a gradient was asked for with respect to a value in front of {self.entry!r},"
                 f" where this device's stage begins; each device has the graph of its own stage"
-                f" only: {_line_of(error)}. Use a plan of one stage, whose devices share the rows."
+                f" only: {line_of(error)}. Use a plan of one stage, whose devices share the rows."
             )
-        return error
+        if _MIXED not in str(error):
+            return error
+        if self.entry is None or _PARAMETER in str(error):
+            return SplitError(
+                f"a parameter that another device holds is used here, in {line_of(error)}: on the "
+                f"batch that the model was tried with the step used it elsewhere or not at all. "
+                f"Every step has to use the same parameters between two cuts; choose cuts that "
+                f"leave the parts that take turns on one device."
+            )
+        return SplitError(f"{_beside(self.entry, None)} It is used in {line_of(error)}.")
 
     def _check_passed(self, micro_batch: MicroBatch) -> None:
         if micro_batch.outputs is None and self.exit is not None:
@@ -356,14 +368,6 @@ class Replay:
         self._handles = []
         self._carry.close()
         self._open, self._waiting, self.active = {}, {}, None
-
-
-def _line_of(error: Exception) -> str:
-    """The user's line an error comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not {"torch", "lightning_edge"} & set(Path(f.filename).parts)]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}, {frame.name}: {frame.line}"
 
 
 def _kind(tensor: Tensor) -> str:

@@ -52,6 +52,8 @@ class Skipper:
             if not in_prefix():
                 return forward(*args, **kwargs)
             key = _signature(args, kwargs)
+            if key is None:
+                return forward(*args, **kwargs)
             known = kept.get(key)
             if known is not None:
                 leaves, spec, versions = known
@@ -107,7 +109,10 @@ def skippable(module: nn.Module, probes: Sequence[Probe], entry: str) -> list[st
 
 
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What results on placeholders depend on; None where an object holds tensors of its own."""
     leaves, spec = tree_flatten((args, kwargs))
+    if any(_holds_tensors(leaf) for leaf in leaves):
+        return None
     described = tuple(
         (leaf.shape, leaf.dtype, leaf.requires_grad)
         if isinstance(leaf, Tensor)
@@ -121,11 +126,20 @@ def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _keep(result: Any) -> tuple[list[Any], TreeSpec, list[int]] | None:
-    if not all(is_fake(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
-        return None
     leaves, spec = tree_flatten(result)
+    if not all(is_fake(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
+        return None
+    if any(_holds_tensors(leaf) for leaf in leaves):
+        return None
     plain = _copies(leaves)
     return plain, spec, [version(leaf) for leaf in plain if isinstance(leaf, Tensor)]
+
+
+def _holds_tensors(leaf: Any) -> bool:
+    """Whether an object that torch cannot look into has tensors (caches of no tensors have not)."""
+    if isinstance(leaf, (Tensor, nn.Module)) or not hasattr(leaf, "__dict__"):
+        return False
+    return any(isinstance(value, Tensor) for value in tree_leaves(vars(leaf)))
 
 
 def _copies(leaves: list[Any]) -> list[Any]:

@@ -23,15 +23,13 @@ from lightning_edge.plan.schedule import Instruction, forward_schedule, schedule
 from lightning_edge.replicate.placeholder import (
     fake_mode,
     is_fake,
-    materialize,
-    swap_parameters,
 )
-from lightning_edge.replicate.placing import Origin, leave_spread, place
+from lightning_edge.replicate.placing import Origin, hand_back, place
 from lightning_edge.replicate.probe import Probe
 from lightning_edge.replicate.randomness import kept
 from lightning_edge.replicate.snapshot import checksum
-from lightning_edge.replicate.split import check_starts, owners
-from lightning_edge.replicate.state import hold_together, whole_again
+from lightning_edge.replicate.split import check_replicas, check_starts, first_names, owners
+from lightning_edge.replicate.state import hold_together
 from lightning_edge.train.edges import Edges
 from lightning_edge.train.exchange import TensorExchange
 from lightning_edge.train.executor import Executor, StepTimes
@@ -98,8 +96,10 @@ class Stage:
         origin: Origin | None = None,
     ) -> None:
         self.module, self.plan, self.transport, self.device = module, plan, transport, device
-        self.starts = [s.start for s in plan.stages if s.start is not None]
+        self.starts = first_names(module, [s.start for s in plan.stages if s.start is not None])
         check_starts(probe, module, self.starts)
+        devices = [len(plan.ranks(stage)) for stage in range(len(plan.stages))]
+        check_replicas(probe, self.starts, devices)
         self.index = plan.stage_of(transport.rank)
         self.last = len(plan.stages) - 1
         self.holders = holders_of(plan, probe, module, self.starts)
@@ -117,7 +117,7 @@ class Stage:
         self._recompute: Recompute | None = None
         if self.index is not None and plan.stages[self.index].checkpoint:
             self._recompute = Recompute(module, probe, entry, leave, lambda: self.replay.active)
-        self.phases = Phases(module, self.starts, self.index if self.index is not None else 0)
+        self.phases = Phases(module, self.starts, self.index or 0, devices)
         self._drawing: frozenset[str] = frozenset()
         self._masks: Masks | None = None
         self._batch: tuple[int, int] = (0, 0)
@@ -350,19 +350,8 @@ class Stage:
 
     def make_whole(self, module: nn.Module | None = None) -> None:
         """Give every rank the whole module back, or a copy of it, if it ever had it."""
-        module = module or self.module
-        if self.in_parts:
-            leave_spread(module, self.holders)
-            return
-        sites = {n: parameter for n, parameter in module.named_parameters() if is_fake(parameter)}
-
-        def real(name: str) -> None:
-            fake = sites.get(name)  # a buffer is real everywhere
-            if fake is not None:
-                new = materialize(fake, self.device)
-                swap_parameters(module, lambda _, p: new if p is fake else None)
-
-        whole_again(module, self.holders, TensorExchange(self.transport), real)
+        exchange = TensorExchange(self.transport)
+        hand_back(module or self.module, self.holders, exchange, self.device, self.in_parts)
 
     @property
     def mode(self) -> FakeTensorMode:

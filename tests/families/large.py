@@ -61,7 +61,7 @@ class Large(L.LightningModule):
         if self.options.get("sgd"):
             # Adam makes full steps of gradients that are rounding errors (the bias of keys)
             return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return torch.optim.AdamW(self.parameters(), lr=1e-2, eps=self.options.get("eps", 1e-8))
 
 
 def run(rank: int, world_size: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
@@ -80,18 +80,7 @@ def _run(rank: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
     keep = ModelCheckpoint(folder, filename="kept", every_n_epochs=1)
     torch.manual_seed(40 + rank)
     module = Large(options)
-    strategy: Any = "auto" if plan == "alone" else lightning_edge.EdgeCollabStrategy(plan)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        strategy=strategy,
-        max_epochs=options.get("epochs", 2),
-        callbacks=[seen, keep],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
+    trainer = _trainer(plan, folder, options.get("epochs", 2), [seen, keep])
     L.seed_everything(4 + rank, verbose=False)  # rank 0's weights count
     train = DataLoader(Rows(options["model"], 10), 5)
     val = DataLoader(Rows(options["model"], 6, seed=200), 6)
@@ -101,6 +90,10 @@ def _run(rank: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
     trainer.fit(module, train, val, ckpt_path=resume)
     metrics = dict(trainer.callback_metrics)
     again = trainer.validate(module, val, verbose=False)
+    if plan != "alone" and "then" in options:  # the parts go to other devices
+        trainer.strategy.disconnect()
+        trainer = _trainer(options["then"], folder, 1, [])
+        again = trainer.validate(module, val, verbose=False)
     found = {
         "losses": seen.losses,
         "val_loss": float(metrics["val_loss"]),
@@ -114,3 +107,19 @@ def _run(rank: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
     if plan != "alone":
         trainer.strategy.disconnect()
     return found
+
+
+def _trainer(plan: Any, folder: str, epochs: int, callbacks: list[Any]) -> Any:
+    strategy: Any = "auto" if plan == "alone" else lightning_edge.EdgeCollabStrategy(plan)
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=strategy,
+        max_epochs=epochs,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )

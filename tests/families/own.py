@@ -95,11 +95,11 @@ def _keep_graph(graph: Any, inputs: Any) -> Any:
     return graph.forward
 
 
-def compiled(in_place: bool) -> nn.Module:
+def compiled(in_place: bool = False, backend: Any = _keep_graph) -> nn.Module:
     model = Tiny()
     for i, block in enumerate(model.blocks):
         if in_place:
-            block.compile(backend=_keep_graph)
+            block.compile(backend=backend)
         else:
-            model.blocks[i] = torch.compile(block, backend=_keep_graph)  # type: ignore[assignment]
+            model.blocks[i] = torch.compile(block, backend=backend)  # type: ignore[assignment]
     return model

@@ -14,26 +14,28 @@ from lightning_edge.testbed import DeviceSpec, Testbed
 
 pytestmark = [pytest.mark.root, pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(580)]
 
-PROGRAM = str(Path(__file__).parent / "programs" / "larger.py")
+PROGRAMS = Path(__file__).parent / "programs"
 BLOCKS, WIDTH = 48, 1536
 PARAMETERS = BLOCKS * (WIDTH * WIDTH + WIDTH)
 LIMIT = 1100 * 2**20
 START = 420 * 2**20  # what Python, torch and lightning take
+TRANSFORMERS = 130 * 2**20  # and transformers
 
 
-def on_devices(settings: dict[str, Any]) -> tuple[dict[str, float], list[int]]:
+def on_devices(
+    settings: dict[str, Any], program: str = "larger.py"
+) -> tuple[dict[str, float], list[int]]:
     devices = [DeviceSpec(name, memory_bytes=LIMIT) for name in "abc"]
     with Testbed(devices) as bed:
-        result = bed.run([sys.executable, PROGRAM, json.dumps(settings)], timeout_s=300).check()
+        command = [sys.executable, str(PROGRAMS / program), json.dumps(settings)]
+        result = bed.run(command, timeout_s=300).check()
     lines = [line for line in result.devices["a"].lines if line.startswith("{")]
     return json.loads(lines[-1]), [d.anonymous_peak_bytes for d in result.devices.values()]
 
 
-def alone(settings: dict[str, Any]) -> dict[str, float]:
-    text = json.dumps({**settings, "alone": True})
-    done = subprocess.run(
-        [sys.executable, PROGRAM, text], check=True, capture_output=True, text=True, timeout=300
-    )
+def alone(settings: dict[str, Any], program: str = "larger.py") -> dict[str, float]:
+    command = [sys.executable, str(PROGRAMS / program), json.dumps({**settings, "alone": True})]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -62,5 +64,20 @@ def test_built_trained_saved_resumed_and_read_within_each_device_s_memory(tmp_pa
 def test_a_device_with_the_whole_model_runs_out_of_memory(tmp_path: Path) -> None:
     settings = {"blocks": BLOCKS, "epochs": 1, "folder": str(tmp_path), "alone": True}
     with Testbed([DeviceSpec("a", memory_bytes=LIMIT)]) as bed:
-        result = bed.run([sys.executable, PROGRAM, json.dumps(settings)], timeout_s=300)
+        command = [sys.executable, str(PROGRAMS / "larger.py"), json.dumps(settings)]
+        result = bed.run(command, timeout_s=300)
     assert result.devices["a"].outcome == "out of memory"
+
+
+def test_a_directory_of_safetensors_is_read_within_each_device_s_memory(tmp_path: Path) -> None:
+    settings = {"weights": str(tmp_path / "weights")}
+    parameters = int(alone({**settings, "write": True}, "pretrained.py")["parameters"])
+    assert len(list((tmp_path / "weights").glob("*.safetensors"))) > 3
+    assert 16 * parameters > LIMIT
+    # the first and the last stage both hold the tied embedding
+    share = 16 * (parameters // 3 + 8192 * 768)
+    expected = alone(settings, "pretrained.py")
+    found, peaks = on_devices(settings, "pretrained.py")
+    print(f"{parameters:,} parameters", [f"{peak / 2**20:.0f} MiB" for peak in peaks])
+    assert found["val_loss"] == pytest.approx(expected["val_loss"], rel=2e-6)
+    assert max(peaks) < START + TRANSFORMERS + 1.15 * share

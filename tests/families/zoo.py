@@ -321,5 +321,6 @@ MODELS["lora-late"] = (
     lambda: _lora(False, layers_to_transform=[2, 3]),
     *FAMILIES["lora-llama"][1:],
 )
-for _name, _in_place in (("tiny-compiled", False), ("tiny-compiled-in-place", True)):
-    MODELS[_name] = (lambda _in_place=_in_place: compiled(_in_place), *MODELS["tiny"][1:])  # type: ignore[misc]
+MODELS["tiny-compiled"] = (compiled, *MODELS["tiny"][1:])
+MODELS["tiny-compiled-in-place"] = (lambda: compiled(in_place=True), *MODELS["tiny"][1:])
+MODELS["tiny-inductor"] = (lambda: compiled(backend="inductor"), *MODELS["tiny"][1:])
