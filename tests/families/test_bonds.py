@@ -184,7 +184,7 @@ def test_what_cannot_be_parted_is_named(model: type[Base], text: str) -> None:
         check_starts(probe(module), module, ["b", "c"])
     with suppress(SplitError):  # where the step cannot be tried without data
         legal = {cut.name for cut in lightning_edge.cuts(module, _tokens(4, 0))}
-        assert not legal & {"b", "c"}
+        assert "b" not in legal
 
 
 def test_cuts_that_part_nothing_stay() -> None:

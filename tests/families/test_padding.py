@@ -90,7 +90,7 @@ def without(rank: int, world_size: int, plan: Any, folder: str) -> tuple[list[st
 def test_without_them_a_warning_says_what_to_add(pool: Pool, tmp_path: Path) -> None:
     _, alone = without(0, 1, None, str(tmp_path))
     results = pool.run(without, 3, PLAN, str(tmp_path))
-    assert abs(results[2][1] - alone) > 1e-3  # another mean: what the warning is about
+    assert results[2][1] != pytest.approx(alone, rel=1e-5)  # another mean: what the warning is of
     said = [text for text, _ in results if any("labels that are not -100" in t for t in text)]
     assert said, "no rank warned"
     assert any('"loss_weight": (labels != -100).sum()' in t for t in said[0])
