@@ -30,7 +30,7 @@ from lightning_edge.plan.simulate import simulate
 from lightning_edge.plan.table import table
 from lightning_edge.profile.cache import ProfileCache
 from lightning_edge.replicate.probe import Probe
-from lightning_edge.replicate.split import Cut, cuts, parameters_in_front
+from lightning_edge.replicate.split import Cut, check_starts, cuts, parameters_in_front, parted
 from lightning_edge.train.microbatch import RowsTree, cut, whole_rows
 
 if TYPE_CHECKING:
@@ -240,4 +240,6 @@ def _resolved(case: Case, plan: Plan, legal: Sequence[Cut]) -> Plan:
             f"the step did not get as far as {starts[-1]!r} on a trial without data, so it "
             f"cannot be cut there: {case.probe.failure}"
         )
+    if any(parted(case.probe, start) for start in starts if start in case.probe.once()):
+        check_starts(case.probe, case.module, starts)
     return plan.resolve(case.names, names)

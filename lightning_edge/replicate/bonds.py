@@ -102,8 +102,9 @@ class Bonds:
             if slope.since < position <= slope.position:
                 yield (
                     f"the gradient taken in {slope.made_in or 'the step'!r} (torch.autograd.grad) "
-                    f"goes through it, and no device has the whole graph. Take it of tensors that "
-                    f"are made behind the cut, or leave that part of the model on one device"
+                    f"goes through it, and each device has the graph of its own stage only. Take "
+                    f"it of tensors that are made behind the cut, or use a plan of one stage, "
+                    f"whose devices share the rows"
                 )
         memories = list(crossing)
         for memory, made_in in dict(memories).items():
