@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import grad_norm
 
-from lightning_edge.errors import UnsupportedError
+from lightning_edge.errors import PeerError, UnsupportedError
 from tests.lightning.both import TWO, Run
 from tests.lightning.nets import Net, loaders, train_loader, val_loader
 
@@ -112,7 +112,8 @@ def refused_rank(rank: int, world_size: int, names: list[str], folder: str) -> d
         Steps.count = 0
         given["callbacks"] = [*given.get("callbacks", []), Steps()]
         trainer = run.trainer(**given)
-        with pytest.raises(UnsupportedError) as caught:
+        # under way to the optimizer, a device may hear of it from another that is faster
+        with pytest.raises((UnsupportedError, PeerError)) as caught:
             trainer.fit(make(), *loaders())
         found[name] = f"{caught.value} after {Steps.count} steps"
     return found
