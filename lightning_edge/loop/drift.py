@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_edge.errors import EdgeError
+from lightning_edge.loop.pace import WARM_UP
 from lightning_edge.loop.planning import Decision, objective_of
 from lightning_edge.plan.search import search
 from lightning_edge.plan.simulate import simulate
@@ -52,6 +53,13 @@ class Drift:
         self._options, self._rows, self._owner = options, rows, owner
         self._told: set[str] = set()
         self._from, self._last = Measured(), Measured()
+        self._begun = False
+
+    def begin(self, measured: Measured) -> None:
+        """Begin to count once the first steps are over; asked before each step."""
+        if not self._begun and measured.batches >= WARM_UP:
+            self._from, self._last = replace(measured), replace(measured)
+            self._begun = True
 
     def look(
         self,
@@ -73,6 +81,8 @@ class Drift:
         if measured.batches - self._last.batches >= FEW_BATCHES:
             self._from, self._last = self._last, replace(measured)
         n = measured.batches - self._from.batches
+        if n < 1:
+            return {}
         compute_s = (measured.compute_s - self._from.compute_s) / n
         between_s = max(pace_s - (measured.total_s - self._from.total_s) / n, 0.0)
         profile, prediction = self._decision.profile, self._decision.prediction

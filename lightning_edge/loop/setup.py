@@ -327,6 +327,8 @@ class RunParts:
     def _look_at_epoch(self) -> None:
         """At the first batch of an epoch, hold the one before against the prediction."""
         epoch = self._trainer.current_epoch
+        if self._drift is not None:
+            self._drift.begin(self._run.measured)
         if epoch != self._epoch:
             self._epoch = epoch
             self.paces()

@@ -68,7 +68,10 @@ class Ranks:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, slower: Mapping[int, list[float]], **given: Any
+    monkeypatch: pytest.MonkeyPatch,
+    slower: Mapping[int, list[float]],
+    warm_up: float = 0.0,
+    **given: Any,
 ) -> tuple[list[str], Decision]:
     """Train some epochs, in each of which devices are so many times slower than profiled."""
     said: list[str] = []
@@ -80,6 +83,13 @@ def run(
     expected = [prediction.devices[rank].compute_s for rank in (0, 1)]
     ranks, measured = Ranks({}), Measured()
     watching = Drift(decision, cast(Transport, ranks), NAMES, options(**given), ROWS, 0)
+    if warm_up:
+        for _ in range(2):
+            watching.begin(measured)
+            measured.batches += 1
+            measured.compute_s += warm_up * expected[0]
+            measured.total_s += warm_up * expected[0]
+        watching.begin(measured)
     for epoch in range(len(slower[0])):
         step_s = [expected[rank] * slower[rank][epoch] for rank in (0, 1)]
         ranks.others = {1: step_s[1]}
@@ -128,6 +138,11 @@ def test_it_is_told_once_and_only_of_the_epoch_that_was(monkeypatch: pytest.Monk
     assert len(said) == 2  # from the third epoch on, not diluted by those before
     assert "200 % slower" in said[0]
     assert "another plan" in said[1]
+
+
+def test_the_first_steps_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, _ = run(monkeypatch, {0: [1.0], 1: [1.0]}, warm_up=10.0)
+    assert said == []
 
 
 def test_nothing_is_told_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
