@@ -24,6 +24,8 @@ __all__: list[str] = []
 
 DRIFT = 0.15
 """How much slower or faster than profiled a device computes before it is told of."""
+MATTERS = 0.05
+"""Of a step, the seconds that a device has to be slower or faster by to be told of."""
 WORTH_SEARCHING = 0.05
 FEW_BATCHES = 5  # fewer say little about a device
 
@@ -92,7 +94,13 @@ class Drift:
         by_rank = {rank: (float(a), float(b)) for rank, (a, b, _) in enumerate(gathered)}
         peaks = {rank: peak for rank, (*_, peak) in enumerate(gathered)}
         found = paces(profile, self._decision.plan, prediction, by_rank, peaks)
-        for sentence in drifted({self._names[r]: p.slower for r, p in found.items()}, drift):
+        telling = {
+            self._names[rank]: pace.slower
+            for rank, pace in found.items()
+            if abs(pace.slower - 1) * prediction.devices[rank].compute_s
+            > MATTERS * prediction.step_s
+        }
+        for sentence in drifted(telling, drift):
             self._tell(sentence.partition(" is ")[0], sentence)
         moved = any(abs(pace.slower - 1) > WORTH_SEARCHING for pace in found.values())
         auto = self._options.plan is None and self._options.replan > 0
