@@ -61,7 +61,7 @@ class Large(L.LightningModule):
         if self.options.get("sgd"):
             # Adam makes full steps of gradients that are rounding errors (the bias of keys)
             return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        return torch.optim.AdamW(self.parameters(), lr=1e-2, eps=self.options.get("eps", 1e-8))
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
 def run(rank: int, world_size: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
@@ -90,10 +90,6 @@ def _run(rank: int, plan: Any, options: Options, folder: str) -> dict[str, Any]:
     trainer.fit(module, train, val, ckpt_path=resume)
     metrics = dict(trainer.callback_metrics)
     again = trainer.validate(module, val, verbose=False)
-    if plan != "alone" and "then" in options:  # the parts go to other devices
-        trainer.strategy.disconnect()
-        trainer = _trainer(options["then"], folder, 1, [])
-        again = trainer.validate(module, val, verbose=False)
     found = {
         "losses": seen.losses,
         "val_loss": float(metrics["val_loss"]),

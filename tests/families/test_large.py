@@ -71,26 +71,6 @@ def test_a_model_nobody_has_whole_trains_like_one_process(
         assert largest_difference(found["optimizer_states"][0]["state"][index], entry) < 2e-5
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["gpt2", "lightning-demo"])
-def test_adam_is_the_same_where_it_does_not_divide_rounding_by_itself(
-    pool: Pool, tmp_path: Path, model: str
-) -> None:
-    """The bias of attention's keys has no gradient but rounding, of which Adam makes full steps."""
-    module = FAMILIES[model][0]()
-    module.training_step(FAMILIES[model][1](5, 0)).backward()
-    kind = ".c_attn.bias" if model == "gpt2" else ".in_proj_bias"
-    keys = [p.grad.chunk(3)[1] for n, p in module.named_parameters() if n.endswith(kind)]
-    others = [p.grad.chunk(3)[2] for n, p in module.named_parameters() if n.endswith(kind)]
-    assert max(float(g.abs().max()) for g in keys) < 1e-7
-    assert min(float(g.abs().max()) for g in others) > 1e-5
-
-    options = {"model": model, "eps": 1e-4}
-    alone = run(0, 1, "alone", options, str(tmp_path / "alone"))
-    results = pool.run(run, 3, plan_for(model, "2-1"), options, str(tmp_path / "parts"))
-    compare(results, alone)
-
-
 @pytest.mark.parametrize(
     ("only_rank_0_has_it", "small"),
     [
@@ -142,17 +122,6 @@ def test_a_checkpoint_of_another_model_is_named(pool: Pool, tmp_path: Path) -> N
     options = {"model": "gpt2", "resume": str(tmp_path / "kept.ckpt")}
     with pytest.raises(Exception, match="net.model.transformer.wte.weight is missing in it"):
         pool.run(run, 2, plan_for("gpt2", "1-1"), options, str(tmp_path / "parts"))
-
-
-@pytest.mark.slow
-def test_its_parts_can_go_to_other_devices(pool: Pool, tmp_path: Path) -> None:
-    """With the running statistics that the first plan's devices have."""
-    then = plan_of({0: 1.0}, {1: 1.0}, {2: 1.0}, cuts=("net.layers.0", "net.head"), micro_batches=1)
-    options = {"model": "batchnorm", "sgd": True, "then": then}
-    alone = run(0, 1, "alone", options, str(tmp_path / "alone"))
-    plan = plan_for("batchnorm", "1-1-1")
-    for result in pool.run(run, 3, plan, options, str(tmp_path / "parts")):
-        assert result["again"] == pytest.approx(alone["val_loss"], rel=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
@@ -55,24 +54,4 @@ def test_compiled_blocks_train_like_others(pool: Pool, model: str) -> None:
     compiled = pool.run(train_compiled, 3, plan, model, (6, 5))
     for before, after in zip(eager, compiled, strict=True):
         assert after["losses"] == pytest.approx(before["losses"], rel=1e-6)
-        assert after["compiled"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_blocks_compiled_to_machine_code_train_like_others(pool: Pool) -> None:
-    plan = plan_of(*LAYOUTS["1-1-1"], cuts=MODELS["tiny"][2], micro_batches=2)
-    eager = pool.run(train_counted, 3, plan, "tiny", (6, 5))
-    one_thread = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    compiled = pool.run(
-        train_compiled, 3, plan, "tiny-inductor", (6, 5), timeout=170, env=one_thread
-    )
-    for before, after in zip(eager, compiled, strict=True):
-        assert after["losses"] == pytest.approx(before["losses"], rel=1e-6)
-        assert (
-            largest_difference(
-                {n.replace("._orig_mod", ""): v for n, v in after["state"].items()}, before["state"]
-            )
-            < 2e-6
-        )
         assert after["compiled"] > 0

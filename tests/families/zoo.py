@@ -323,4 +323,3 @@ MODELS["lora-late"] = (
 )
 MODELS["tiny-compiled"] = (compiled, *MODELS["tiny"][1:])
 MODELS["tiny-compiled-in-place"] = (lambda: compiled(in_place=True), *MODELS["tiny"][1:])
-MODELS["tiny-inductor"] = (lambda: compiled(backend="inductor"), *MODELS["tiny"][1:])
