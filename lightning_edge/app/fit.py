@@ -72,8 +72,7 @@ def objects(
         mode: As in `run`.
         *more: Callbacks besides those of the configuration.
     """
-    model = instantiate(config.model)
-    data = instantiate(config.data)
+    model, data = _made(config.model), _made(config.data)
     callbacks: list[Callback] = [*_listed(config.get("callbacks")), *more]
     strategy = instantiate(_strategy(config, mode))
     if isinstance(strategy, EdgeCollabStrategy):
@@ -108,7 +107,15 @@ def _strategy(config: DictConfig, mode: str) -> DictConfig:
 
 def _listed(node: DictConfig | None) -> list[Any]:
     """Instantiate what a node names, in order; an entry set to null is left out."""
-    return [instantiate(entry) for entry in (node or {}).values() if entry]
+    return [_made(entry) for entry in (node or {}).values() if entry]
+
+
+def _made(node: DictConfig) -> Any:
+    """Instantiate a node, with plain mappings and lists for its arguments.
+
+    They end in checkpoints, from which nothing but plain values is unpickled.
+    """
+    return instantiate(node, _convert_=node.get("_convert_", "all"))
 
 
 def _leave_out_noise() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ SHORTER = "StandardLibrary(train_bytes=40_000, val_bytes=8_000)"
 
 def run(folder: Path, name: str) -> str:
     """Run a script as its printed command does; returns what it prints."""
+    environ = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}  # no test itself
     done = subprocess.run(
-        [sys.executable, f"examples/{name}"], cwd=folder, stdin=subprocess.DEVNULL,
+        [sys.executable, f"examples/{name}"], cwd=folder, stdin=subprocess.DEVNULL, env=environ,
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
