@@ -25,6 +25,15 @@ _CLONE_NEWNET = 0x40000000
 _SMALL = "64k"
 
 
+def missing(fault: str) -> str | None:
+    """Return what this machine lacks to let it happen, or None."""
+    if fault in ("cut", "deafen", "full disk", "memory") and os.geteuid() != 0:
+        return "as it needs root"
+    if fault == "memory" and not (GROUP.parent / "memory.limit_in_bytes").exists():
+        return "as it needs control groups of version 1"
+    return None
+
+
 def strike(fault: str, moment: Path, place: Mapping[str, Any]) -> None:
     """Let it happen, once, and leave the time of it.
 

@@ -30,7 +30,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fault_kinds import FILES, left_behind, memory_group, strike, surroundings
+from benchmarks.fault_kinds import FILES, left_behind, memory_group, missing, strike, surroundings
 
 LIMIT_S = 5.0
 BUSY_LIMIT_S = 12.0  # for checks on machines that do other things: less than any timeout
@@ -374,6 +374,10 @@ def main() -> int:
     number, parts = (int(part) for part in arguments.part.split("/"))
     chosen = chosen[number - 1 :: parts]
     limit_s = BUSY_LIMIT_S if arguments.short else LIMIT_S
+    for kind in sorted({case.fault for case in chosen}):
+        if lacking := missing(kind):
+            print(f"{kind}: left out, {lacking}", file=sys.stderr)
+            chosen = [case for case in chosen if case.fault != kind]
     before = []
     if arguments.json and arguments.json.exists():
         before = json.loads(arguments.json.read_text())

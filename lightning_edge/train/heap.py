@@ -18,8 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lightning_edge.energy.host import HostEnv
-from lightning_edge.room import free_bytes
+from lightning_edge.room import ThisHost, free_bytes
 
 __all__: list[str] = []
 
@@ -65,7 +64,7 @@ def this_heap() -> Heap:
     if not sys.platform.startswith("linux"):
         return Heap(lambda: 0, lambda: 0, None)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
-    host = HostEnv()
+    host = ThisHost()
     return Heap(_resident, lambda: free_bytes(host), None if trim is None else lambda: trim(0))
 
 
