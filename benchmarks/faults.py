@@ -374,10 +374,9 @@ def main() -> int:
     number, parts = (int(part) for part in arguments.part.split("/"))
     chosen = chosen[number - 1 :: parts]
     limit_s = BUSY_LIMIT_S if arguments.short else LIMIT_S
-    for kind in sorted({case.fault for case in chosen}):
-        if lacking := missing(kind):
-            print(f"{kind}: left out, {lacking}", file=sys.stderr)
-            chosen = [case for case in chosen if case.fault != kind]
+    lacking = {kind: missing(kind) for kind in KINDS}
+    sys.stdout.writelines(f"{kind}: left out, {why}\n" for kind, why in lacking.items() if why)
+    chosen = [case for case in chosen if not lacking[case.fault]]
     before = []
     if arguments.json and arguments.json.exists():
         before = json.loads(arguments.json.read_text())
