@@ -17,7 +17,7 @@ from torch import nn
 from tests.lightning.both import PIPELINE, TWO, Run, both, run_one
 from tests.lightning.nets import Losses, Net, loaders, metrics, train_loader, val_loader, weights
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 
 def files(folder: Path) -> dict[str, Any]:

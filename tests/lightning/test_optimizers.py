@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler as schedulers
 from tests.lightning.both import PLANS, TWO, Run, both
 from tests.lightning.nets import Losses, Net, loaders, train_loader, val_loader, weights
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 
 def every(kind: Any, **options: Any) -> Callable[[Net], Any]:

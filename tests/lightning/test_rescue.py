@@ -19,7 +19,7 @@ from tests.lightning.both import PIPELINE, TWO, Run, same
 from tests.lightning.nets import Net, train_loader, weights
 from tests.pool import Died
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 
 class FailingNet(Net):

@@ -17,6 +17,8 @@ from tests.pool import Pool, WorkerError
 from tests.train.stages import largest_difference
 from tests.trainers import alone, fit
 
+pytestmark = pytest.mark.thorough
+
 TOLERANCE = 3e-6
 TINY = {"model": "tiny", "shuffle": True}
 

@@ -18,7 +18,7 @@ from lightning_edge.train.transport import Channel, Message, Transport
 from tests.pool import Died, free_port
 from tests.train.link import NAMES, link
 
-pytestmark = pytest.mark.multiproc
+pytestmark = [pytest.mark.thorough, pytest.mark.multiproc]
 
 # Noticing takes milliseconds on an idle machine; the limit only tells it from the 20 s timeout.
 SOON_S = 10.0

@@ -23,6 +23,8 @@ from lightning_edge.train.heartbeat import Heartbeat, join, silent_s
 from lightning_edge.train.transport import Channel, Message
 from tests.train.link import link
 
+pytestmark = pytest.mark.thorough
+
 SOON_S = 10.0  # what is 4 s on an idle machine, and no timeout of 30 s
 
 
