@@ -1,4 +1,4 @@
-"""A short run of every benchmark, so that none of them rots."""
+"""A short run of every benchmark, so that none of them rots; CI has time for two of them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def test_planning(tmp_path):
     assert found["speed"]["simulator"]["instructions"] > 10**6
 
 
+@pytest.mark.slow
 def test_the_executor(tmp_path):
     found = short(tmp_path, "executor", "--quick", "--only", "latency")
     assert {row["setting"] for row in found["rows"]} == {
@@ -44,6 +45,7 @@ def test_the_executor(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_throughput(tmp_path):
     found = short(tmp_path, "throughput", "--quick", "--only", "one", "edge")
     names = [outcome["contestant"] for outcome in found["outcomes"]]
@@ -66,6 +68,7 @@ def test_convergence(tmp_path):
     assert one[1] < one[0]
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path):
     found = short(tmp_path, "scaling", "--quick")
     assert [pool["devices"] for pool in found["pools"]] == [1, 2, 4, 8]

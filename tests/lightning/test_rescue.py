@@ -124,11 +124,11 @@ CASES = {
     "behind the step": ({"after": True}, (2, 1), "raise"),
     "behind an epoch's last step": ({"after": True}, (3, 1), "kill"),
 }
-DEFAULT = ("the only holder raises",)
+DEFAULT = ("the only holder raises", "a replica is killed")
 
 
 @pytest.mark.parametrize(
-    "case", [c if c in DEFAULT else pytest.param(c, marks=pytest.mark.thorough) for c in CASES]
+    "case", [c if c in DEFAULT else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 )
 def test_what_is_left_goes_on_as_an_ordinary_checkpoint(pool, tmp_path, case):
     options, at, how = CASES[case]
